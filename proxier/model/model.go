@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package model holds the plain data that flows through Fairlead: the objects
+// as sources deliver them (Service, EndpointSlice, Node) and what the resolver
+// makes of them for one node and one address family (ServicePort, Snapshot).
+//
+// It is a leaf: no Kubernetes types, no I/O, no kernel. Every value in it has
+// passed validation at the source, so consumers need not check again. Values
+// are immutable once handed over; who wants a different one makes a new one.
+package model
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Family is an IP address family. The zero value is no family.
+type Family uint8
+
+// The families, numbered by their IP version.
+const (
+	IPv4 Family = 4
+	IPv6 Family = 6
+)
+
+// Families returns both families, IPv4 first.
+func Families() []Family { return []Family{IPv4, IPv6} }
+
+// FamilyOf returns the family of a. An IPv4-mapped IPv6 address is IPv6; the
+// sources never let one through.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// String returns the family as kube-proxy's ip_family metric label spells it.
+func (f Family) String() string {
+	switch f {
+	case IPv4:
+		return "IPv4"
+	case IPv6:
+		return "IPv6"
+	}
+	return "IP?"
+}
+
+// Protocol is a transport protocol as the Kubernetes API spells it.
+type Protocol string
+
+// The protocols a Service port can have.
+const (
+	TCP  Protocol = "TCP"
+	UDP  Protocol = "UDP"
+	SCTP Protocol = "SCTP"
+)
+
+// Lower returns the protocol as iptables and the chain hashes spell it.
+func (p Protocol) Lower() string { return strings.ToLower(string(p)) }
+
+// ObjectKey identifies an object of one kind.
+type ObjectKey struct{ Namespace, Name string }
+
+// String returns "namespace/name".
+func (k ObjectKey) String() string { return k.Namespace + "/" + k.Name }
+
+// Port is a port of a Service or of an EndpointSlice. The two are joined by
+// Name and Protocol.
+type Port struct {
+	// Name is empty for the only port of an object that has one port.
+	Name     string
+	Protocol Protocol
+	// Number is never 0.
+	Number uint16
+}
+
+// Service is a Service that has at least one cluster IP. Sources leave out
+// headless and ExternalName Services and those that carry the label
+// service.kubernetes.io/service-proxy-name.
+type Service struct {
+	Key ObjectKey
+	// ClusterIPs has at most one address per family, in the order of the
+	// Service's ipFamilies.
+	ClusterIPs []netip.Addr
+	// Ports has no two elements with the same Name and Protocol, nor with the
+	// same Number and Protocol.
+	Ports []Port
+}
+
+// ClusterIP returns the Service's cluster IP of family f; ok is false where it
+// has none.
+func (s *Service) ClusterIP(f Family) (ip netip.Addr, ok bool) {
+	for _, ip := range s.ClusterIPs {
+		if FamilyOf(ip) == f {
+			return ip, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// EndpointSlice is a part of the endpoints of one Service, of one family.
+// Sources leave out FQDN slices and those of headless Services.
+type EndpointSlice struct {
+	Key     ObjectKey
+	Service ObjectKey
+	Family  Family
+	// Ports has no two elements with the same Name and Protocol.
+	Ports     []Port
+	Endpoints []SliceEndpoint
+	// TriggerTime is when the change that led to this version of the slice
+	// happened (annotation endpoints.kubernetes.io/last-change-trigger-time);
+	// zero where unknown.
+	TriggerTime time.Time
+}
+
+// SliceEndpoint is an endpoint of an EndpointSlice: its first address and its
+// conditions, with the API's defaults for absent ones filled in.
+type SliceEndpoint struct {
+	Addr netip.Addr
+	// NodeName is the node that the endpoint runs on, empty where unknown.
+	NodeName                    string
+	Ready, Serving, Terminating bool
+}
+
+// Node is the node that this agent runs on.
+type Node struct {
+	Name string
+	// Deleting is set once the Node has a deletion timestamp.
+	Deleting bool
+	// ToBeDeleted is set while the Node has the taint
+	// ToBeDeletedByClusterAutoscaler.
+	ToBeDeleted bool
+}
+
+// Changes is one step of a source: everything in it takes effect at once. A
+// nil object means that it is gone.
+type Changes struct {
+	Services       map[ObjectKey]*Service
+	EndpointSlices map[ObjectKey]*EndpointSlice
+	// Node is nil where the step says nothing of the node.
+	Node *NodeChange
+	// Status is nil where the source's status stays as it was.
+	Status *SourceStatus
+}
+
+// NodeChange tells what became of the agent's own Node object.
+type NodeChange struct {
+	// Node is nil where there is no such Node object.
+	Node *Node
+}
+
+// SourceStatus tells how much a source's objects can be relied on.
+type SourceStatus struct {
+	// Listed is set once Services and EndpointSlices have both been listed.
+	// Before, nothing may be programmed and nothing removed. It stays set.
+	Listed bool
+	// Complete is set while no object can be missing for the reason that the
+	// source could not read it. While it is not, nothing may be removed.
+	Complete bool
+}
