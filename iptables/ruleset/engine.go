@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ruleset
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"k8s.io/klog/v2"
+)
+
+// Config is what an Engine needs.
+type Config struct {
+	Exec     Exec
+	Commands Commands
+	Variant  Variant
+	// Contributions are all that will ever be written. No two own the same
+	// chain.
+	Contributions []Contribution
+}
+
+// Engine is the one writer of one family's rules. It is safe for concurrent
+// use.
+type Engine struct {
+	exec   Exec
+	cmds   Commands
+	limits limits
+	owners owners
+	jumps  []Jump
+	entry  map[ChainKey]bool
+
+	mu      sync.Mutex
+	desired map[ChainKey]*Chain
+	rules   map[Table]int // number of rules in desired
+	kernel  kernel
+	// loaded is false while what the kernel has is not known: at start and
+	// after a failure.
+	loaded bool
+	// dirty are the chains that may differ from what is wanted.
+	dirty   map[ChainKey]bool
+	refused refusals
+}
+
+// NewEngine returns an Engine. It runs no command.
+func NewEngine(cfg Config) *Engine {
+	e := &Engine{
+		exec: cfg.Exec, cmds: cfg.Commands, limits: limitsOf(cfg.Variant),
+		owners:  newOwners(cfg.Contributions),
+		entry:   map[ChainKey]bool{},
+		desired: map[ChainKey]*Chain{},
+		rules:   map[Table]int{},
+		dirty:   map[ChainKey]bool{},
+		refused: newRefusals(),
+	}
+	for _, c := range cfg.Contributions {
+		e.jumps = append(e.jumps, c.Jumps...)
+	}
+	for _, j := range e.jumps {
+		e.entry[ChainKey{j.Table, j.Rule.Target()}] = true
+	}
+	return e
+}
+
+// Stage says what chains are wanted from the next Apply on; nil means not
+// wanted any more. Chains that it does not name stay wanted as they were. It
+// panics on a chain that no Contribution owns.
+func (e *Engine) Stage(chains map[ChainKey]*Chain) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for k, c := range chains {
+		if !e.owners.owns(k) {
+			panic(fmt.Sprintf("ruleset: chain %s is staged but not owned", k))
+		}
+		if old := e.desired[k]; old != nil {
+			e.rules[k.Table] -= len(old.Rules)
+			e.refused.forget(old.Unit)
+		}
+		e.dirty[k] = true
+		if c == nil {
+			delete(e.desired, k)
+			continue
+		}
+		e.desired[k] = c
+		e.rules[k.Table] += len(c.Rules)
+		e.refused.forget(c.Unit)
+	}
+}
+
+// Rules returns how many rules are wanted in a table, jumps included.
+func (e *Engine) Rules(t Table) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.rules[t] + len(jumpsOf(e.jumps, t))
+}
+
+// Options say how Apply is to work.
+type Options struct {
+	// Prune allows removals. While it is false, what the kernel has of ours
+	// beyond what is wanted stays and keeps working.
+	Prune bool
+	// Verify reads the kernel's rules again instead of trusting what is known
+	// of them, and tries again what was refused.
+	Verify bool
+}
+
+// Result tells what Apply did.
+type Result struct {
+	// Written is the number of rules written, by table.
+	Written map[Table]int
+	// Failures is the number of restore commands that failed.
+	Failures int
+	// Drift are the chains of ours that others changed since the last Apply,
+	// found by Verify, and repaired.
+	Drift []ChainKey
+	// Refused is what the kernel does not accept; all else is in place.
+	Refused []Refused
+}
+
+// Apply makes the kernel hold what is wanted, and writes nothing where it does
+// already. An error means that it is not known what the kernel holds: calling
+// Apply again, later, is the remedy. A unit or a rule that the kernel refuses
+// is no error: it is reported in the Result, left out, and all else is done.
+func (e *Engine) Apply(ctx context.Context, o Options) (Result, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	res := Result{Written: map[Table]int{}}
+	if o.Verify || !e.loaded {
+		if err := e.load(ctx, &res); err != nil {
+			return res, err
+		}
+	}
+	err := e.commit(ctx, e.plan(o.Prune), &res)
+	if err != nil && !transient(err) && ctx.Err() == nil {
+		err = e.isolate(ctx, o, &res)
+	}
+	res.Refused = e.refused.list()
+	return res, err
+}
+
+// Clean removes all that is ours, wherever nothing of others refers to it. It
+// runs no restore command where there is nothing.
+func (e *Engine) Clean(ctx context.Context) (Result, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	res := Result{Written: map[Table]int{}}
+	e.jumps, e.desired = nil, map[ChainKey]*Chain{}
+	if err := e.load(ctx, &res); err != nil {
+		return res, err
+	}
+	err := e.commit(ctx, e.plan(true), &res)
+	for k := range e.kernel.pinned {
+		if _, left := e.kernel.chains[k]; left {
+			klog.FromContext(ctx).Info("Chain stays: rules of others lead to it", "chain", k)
+		}
+	}
+	return res, err
+}
+
+// load reads what the kernel has. Whatever is wanted or there may differ.
+func (e *Engine) load(ctx context.Context, res *Result) error {
+	r := newReader(e.owners, e.entry)
+	if err := e.cmds.save(ctx, e.exec, r); err != nil {
+		e.loaded = false
+		return fmt.Errorf("read rules: %w", err)
+	}
+	if e.loaded {
+		res.Drift = drift(&e.kernel, &r.kernel)
+	}
+	e.kernel, e.loaded = r.kernel, true
+	e.refused = newRefusals()
+	for k := range e.kernel.chains {
+		e.dirty[k] = true
+	}
+	for k, c := range e.desired {
+		if have, ok := e.kernel.chains[k]; ok && slices.Equal(have, c.Rules) {
+			e.kernel.chains[k] = c.Rules // one copy of the text is enough
+		}
+		e.dirty[k] = true
+	}
+	return nil
+}
+
+// commit carries out a plan. After an error it is not known what the kernel
+// has.
+func (e *Engine) commit(ctx context.Context, p *plan, res *Result) error {
+	if !p.empty() {
+		for _, t := range p.transactions(&e.kernel, e.limits) {
+			if err := e.run(ctx, t, res); err != nil {
+				return err
+			}
+		}
+	}
+	clear(e.dirty)
+	for _, k := range p.deferred {
+		e.dirty[k] = true
+	}
+	return nil
+}
+
+// run commits one transaction.
+func (e *Engine) run(ctx context.Context, t transaction, res *Result) error {
+	text := t.text()
+	if len(text) == 0 {
+		return nil
+	}
+	klog.FromContext(ctx).V(6).Info("Restoring rules", "input", string(text))
+	if err := e.cmds.restore(ctx, e.exec, text); err != nil {
+		e.loaded = false
+		res.Failures++
+		return fmt.Errorf("restore rules: %w", err)
+	}
+	e.kernel.record(t)
+	for i := range t {
+		for _, w := range t[i].write {
+			res.Written[t[i].table] += len(w.rules)
+		}
+		res.Written[t[i].table] += len(t[i].insert)
+	}
+	return nil
+}
+
+// drift returns the chains in which two states of the kernel differ.
+func drift(before, after *kernel) []ChainKey {
+	var out []ChainKey
+	differ := func(a, b map[ChainKey][]Rule) {
+		for k, rules := range a {
+			other, ok := b[k]
+			if (!ok && len(rules) > 0) || !slices.Equal(rules, other) {
+				out = append(out, k)
+			}
+		}
+		for k := range b {
+			if _, ok := a[k]; !ok {
+				out = append(out, k)
+			}
+		}
+	}
+	differ(before.chains, after.chains)
+	differ(before.jumps, after.jumps)
+	slices.SortFunc(out, compareKeys)
+	return out
+}

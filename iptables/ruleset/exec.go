@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ruleset
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Command is one run of a program.
+type Command struct {
+	// Name is looked up in PATH.
+	Name   string
+	Args   []string
+	Stdin  io.Reader
+	Stdout io.Writer
+}
+
+// Exec runs commands: the whole of the engine's contact with the system.
+type Exec interface {
+	// Run returns an error that wraps exec.ErrNotFound where there is no such
+	// command, and a *CommandError where it ran and failed.
+	Run(ctx context.Context, c Command) error
+}
+
+// CommandError says that a command ran and failed.
+type CommandError struct {
+	Name     string
+	ExitCode int // -1 where a signal ended it
+	Stderr   string
+}
+
+// Error returns the command, its exit code and what it printed, on one line.
+func (e *CommandError) Error() string {
+	msg := strings.Join(strings.Fields(e.Stderr), " ")
+	if e.ExitCode < 0 {
+		return fmt.Sprintf("%s was killed: %s", e.Name, msg)
+	}
+	return fmt.Sprintf("%s exited with %d: %s", e.Name, e.ExitCode, msg)
+}
+
+// exitResourceProblem is how iptables exits when it could not get the xtables
+// lock or memory (RESOURCE_PROBLEM in iptables' xtables.h): another try may
+// succeed with the same input.
+const exitResourceProblem = 4
+
+// transient tells whether the same command may succeed the next time.
+func transient(err error) bool {
+	var ce *CommandError
+	if !errors.As(err, &ce) {
+		return true
+	}
+	return ce.ExitCode < 0 || ce.ExitCode == exitResourceProblem
+}
+
+// grace is how long a command may go on after its context ended. A restore
+// that is under way is better finished than killed between two tables.
+const grace = 500 * time.Millisecond
+
+// maxStderr bounds what is kept of a command's complaints.
+const maxStderr = 4 << 10
+
+// SystemExec runs real commands.
+type SystemExec struct{}
+
+var _ Exec = SystemExec{}
+
+// Run implements Exec. A command does not outlive the agent: were a restore to
+// go on after a SIGKILL, it could commit behind the back of the next agent,
+// which has read the rules already.
+func (SystemExec) Run(ctx context.Context, c Command) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// PR_SET_PDEATHSIG follows the thread that forked, not the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd := exec.CommandContext(ctx, c.Name, c.Args...)
+	cmd.Cancel = func() error { return os.ErrProcessDone } // see grace
+	cmd.WaitDelay = grace
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Stdin, cmd.Stdout = c.Stdin, c.Stdout
+	stderr := &limitedBuffer{left: maxStderr}
+	cmd.Stderr = stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return &CommandError{Name: c.Name, ExitCode: exit.ExitCode(), Stderr: stderr.String()}
+	}
+	if err != nil {
+		return fmt.Errorf("run %s: %w", c.Name, err)
+	}
+	return nil
+}
+
+// limitedBuffer keeps the first bytes that are written to it.
+type limitedBuffer struct {
+	bytes.Buffer
+	left int
+}
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	keep := min(len(p), b.left)
+	b.left -= keep
+	b.Buffer.Write(p[:keep])
+	return len(p), nil
+}
+
+// Commands are the programs that read and write the rules of one family.
+type Commands struct{ Restore, Save string }
+
+// lockWait is how long, in seconds, a restore waits for the xtables lock.
+const lockWait = "5"
+
+// restore feeds input to the restore command. Chains that it does not name
+// stay as they are, and each table commits as a whole or not at all.
+func (c Commands) restore(ctx context.Context, x Exec, input []byte) error {
+	return x.Run(ctx, Command{
+		Name:  c.Restore,
+		Args:  []string{"--noflush", "-w", lockWait},
+		Stdin: bytes.NewReader(input),
+	})
+}
+
+// save streams the rules of all tables to v.
+func (c Commands) save(ctx context.Context, x Exec, v visitor) error {
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := parse(r, v)
+		_, _ = io.Copy(io.Discard, r) // let the command finish
+		done <- err
+	}()
+	err := x.Run(ctx, Command{Name: c.Save, Stdout: w})
+	w.Close()
+	if perr := <-done; err == nil {
+		err = perr
+	}
+	return err
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ruleset
+
+import "slices"
+
+// kernel is what the kernel has of ours, as far as the engine knows.
+type kernel struct {
+	chains map[ChainKey][]Rule
+	// jumps are our rules in the built-in chains, in their order.
+	jumps map[ChainKey][]Rule
+	// pinned are chains of ours that rules of others refer to. Such a chain
+	// cannot be deleted, and deleting it would not be ours to decide.
+	pinned map[ChainKey]bool
+}
+
+// reader is the visitor that picks from the save format what is ours.
+type reader struct {
+	owners
+	// entry are the chains that our jumps in built-in chains lead to. A rule
+	// in a built-in chain that leads to another chain of ours is not our rule.
+	entry   map[ChainKey]bool
+	builtin map[ChainKey]bool
+	kernel  kernel
+}
+
+func newReader(o owners, entry map[ChainKey]bool) *reader {
+	return &reader{
+		owners: o, entry: entry, builtin: map[ChainKey]bool{},
+		kernel: kernel{
+			chains: map[ChainKey][]Rule{},
+			jumps:  map[ChainKey][]Rule{},
+			pinned: map[ChainKey]bool{},
+		},
+	}
+}
+
+func (r *reader) table(Table) {}
+
+func (r *reader) chain(k ChainKey, policy string) {
+	if r.owns(k) {
+		r.kernel.chains[k] = nil
+	} else if policy != "-" {
+		r.builtin[k] = true
+	}
+}
+
+func (r *reader) rule(k ChainKey, rule Rule) {
+	if r.owns(k) {
+		r.kernel.chains[k] = append(r.kernel.chains[k], rule)
+		return
+	}
+	target := ChainKey{k.Table, rule.Target()}
+	switch {
+	case !r.owns(target):
+	case r.builtin[k] && r.entry[target]:
+		r.kernel.jumps[k] = append(r.kernel.jumps[k], rule)
+	default:
+		r.kernel.pinned[target] = true
+	}
+}
+
+// record notes that a transaction has been committed.
+func (k *kernel) record(t transaction) {
+	for _, s := range t {
+		for _, w := range s.write {
+			k.chains[ChainKey{s.table, w.name}] = w.rules
+		}
+		for _, name := range s.drop {
+			delete(k.chains, ChainKey{s.table, name})
+		}
+		for _, j := range s.insert {
+			k.jumps[j.ChainKey] = slices.Insert(k.jumps[j.ChainKey], 0, j.Rule)
+		}
+		for _, j := range s.remove {
+			if i := slices.Index(k.jumps[j.ChainKey], j.Rule); i >= 0 {
+				k.jumps[j.ChainKey] = slices.Delete(k.jumps[j.ChainKey], i, i+1)
+			}
+		}
+	}
+}

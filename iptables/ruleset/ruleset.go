@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ruleset is the engine that owns Fairlead's iptables rules: a model of
+// tables, chains and rules in the words of iptables-save, the parser and
+// printer of that format, the difference between what is wanted and what is
+// there, and the restore commands that close it. It knows nothing of Services.
+//
+// There is one Engine per address family, and it is the only writer: whoever
+// wants rules registers a Contribution, stages chains with Engine.Stage, and
+// the Engine alone decides order and batches.
+//
+// Rules are kept as text, in the normal form in which iptables-save prints
+// them. Comparing what is wanted with what is there is then comparing strings,
+// and a restart with unchanged objects finds nothing to write.
+package ruleset
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// Table is the name of an iptables table.
+type Table string
+
+// The tables that Fairlead's contributors use.
+const (
+	Mangle Table = "mangle"
+	NAT    Table = "nat"
+	Filter Table = "filter"
+)
+
+// MaxChainName is the longest chain name that iptables takes
+// (XT_EXTENSION_MAXNAMELEN less its final NUL, linux/netfilter/x_tables.h).
+const MaxChainName = 28
+
+// MaxComment is the longest comment that iptables takes, in bytes
+// (XT_MAX_COMMENT_LEN less its final NUL, linux/netfilter/xt_comment.h).
+const MaxComment = 255
+
+// ChainKey identifies a chain of one family.
+type ChainKey struct {
+	Table Table
+	Name  string
+}
+
+// String returns "table/name".
+func (k ChainKey) String() string { return string(k.Table) + "/" + k.Name }
+
+// compareKeys orders chains by table and name.
+func compareKeys(a, b ChainKey) int {
+	return cmp.Or(cmp.Compare(a.Table, b.Table), cmp.Compare(a.Name, b.Name))
+}
+
+// Rule is what follows "-A CHAIN " in a line of iptables-save, in the normal
+// form that iptables-save prints: options in its order, addresses with their
+// prefix length, comments quoted as Quote does it.
+type Rule string
+
+// Target returns the chain or target that the rule jumps or goes to, empty
+// where it has none.
+func (r Rule) Target() string {
+	rest, next := string(r), ""
+	for rest != "" {
+		var tok string
+		tok, rest = nextToken(rest)
+		if next == "-j" || next == "-g" {
+			return tok
+		}
+		next = tok
+	}
+	return ""
+}
+
+// nextToken splits the first word from s. A word that starts with a double
+// quote ends at the next one that is not escaped; it is returned with its
+// quotes, so that it can never be taken for an option.
+func nextToken(s string) (tok, rest string) {
+	s = strings.TrimLeft(s, " ")
+	if !strings.HasPrefix(s, `"`) {
+		tok, rest, _ = strings.Cut(s, " ")
+		return tok, rest
+	}
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '"':
+			return s[:i+1], s[i+1:]
+		}
+	}
+	return s, ""
+}
+
+// Quote returns s as iptables-save prints a string argument: bare where it has
+// only letters, digits, '_' and '-', else in double quotes with quotes and
+// backslashes escaped (xtables_save_string in iptables' libxtables).
+func Quote(s string) string {
+	if s != "" && strings.IndexFunc(s, needsQuote) < 0 {
+		return s
+	}
+	var b strings.Builder
+	b.Grow(len(s) + 2)
+	b.WriteByte('"')
+	for i := range len(s) {
+		if strings.IndexByte(`\"'`, s[i]) >= 0 {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(s[i])
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+func needsQuote(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
+}
+
+// Chain is a chain of ours as it is wanted.
+type Chain struct {
+	// Unit names what the chain belongs to, a Service port, say. The chains of
+	// one unit change in one transaction and are refused together. A chain
+	// that many units have rules in has the empty unit; of it, single rules
+	// can be refused.
+	Unit  string
+	Rules []Rule
+}
+
+// Jump is a rule of ours in a chain that is not ours, usually a built-in one.
+type Jump struct {
+	ChainKey
+	Rule Rule
+}
+
+// Contribution declares what one contributor of rules may ever write.
+type Contribution struct {
+	// Name is for log lines.
+	Name string
+	// Owns lists the chains that are the contributor's. A name that ends in
+	// "*" stands for all names with that prefix.
+	Owns []ChainKey
+	// Jumps are wanted in foreign chains, in this order. A missing one is
+	// inserted above all other rules; one that is there stays where it is. The
+	// target of each is an owned chain.
+	Jumps []Jump
+}
+
+// owners answers which chains are ours.
+type owners struct {
+	exact    map[ChainKey]bool
+	prefixes []ChainKey
+}
+
+func newOwners(cs []Contribution) owners {
+	o := owners{exact: map[ChainKey]bool{}}
+	for _, c := range cs {
+		for _, k := range c.Owns {
+			if name, ok := strings.CutSuffix(k.Name, "*"); ok {
+				o.prefixes = append(o.prefixes, ChainKey{k.Table, name})
+			} else {
+				o.exact[k] = true
+			}
+		}
+	}
+	return o
+}
+
+func (o owners) owns(k ChainKey) bool {
+	return o.exact[k] || slices.ContainsFunc(o.prefixes, func(p ChainKey) bool {
+		return p.Table == k.Table && strings.HasPrefix(k.Name, p.Name)
+	})
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ruleset
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Dump is the whole content of an address family's tables, in the order in
+// which iptables-save prints it.
+type Dump []DumpTable
+
+// DumpTable is one table of a Dump.
+type DumpTable struct {
+	Name   Table
+	Chains []DumpChain
+}
+
+// DumpChain is one chain of a Dump.
+type DumpChain struct {
+	Name string
+	// Policy is "-" for a user-defined chain.
+	Policy string
+	Rules  []Rule
+}
+
+// ErrIncompatible says that a table holds rules that the iptables command
+// cannot show, so that what is in it is not known. They were written by the
+// nft command or by a newer iptables.
+var ErrIncompatible = errors.New("table has rules that this iptables command cannot read; use the iptables version that wrote them, or remove them with nft")
+
+// visitor is told what a parser of the save format finds. Chains of a table
+// come before its rules.
+type visitor interface {
+	table(t Table)
+	chain(k ChainKey, policy string)
+	rule(k ChainKey, r Rule)
+}
+
+// Parse reads the output of iptables-save. Counters are dropped.
+func Parse(r io.Reader) (Dump, error) {
+	b := &dumpBuilder{}
+	if err := parse(r, b); err != nil {
+		return nil, err
+	}
+	return b.dump, nil
+}
+
+// parser holds the state between two lines of the save format.
+type parser struct {
+	v     visitor
+	table Table // empty between tables
+	line  int
+}
+
+// parse streams the save format from r to v.
+func parse(r io.Reader, v visitor) error {
+	p := parser{v: v}
+	br := bufio.NewReaderSize(r, 64<<10)
+	for {
+		line, err := br.ReadString('\n')
+		if err != nil && err != io.EOF {
+			return fmt.Errorf("read rules: %w", err)
+		}
+		p.line++
+		if perr := p.parseLine(strings.TrimRight(line, "\r\n")); perr != nil {
+			return fmt.Errorf("parse rules, line %d: %w", p.line, perr)
+		}
+		if err == io.EOF {
+			break
+		}
+	}
+	if p.table != "" {
+		return fmt.Errorf("parse rules: table %s has no COMMIT", p.table)
+	}
+	return nil
+}
+
+func (p *parser) parseLine(line string) error {
+	switch {
+	case line == "":
+		return nil
+	case line[0] == '#':
+		if strings.Contains(line, "is incompatible, use 'nft' tool") {
+			return fmt.Errorf("%s: %w", strings.TrimLeft(line, "# "), ErrIncompatible)
+		}
+		return nil
+	case line[0] == '*':
+		return p.parseTable(line[1:])
+	case p.table == "":
+		return fmt.Errorf("%q outside a table", line)
+	case line == "COMMIT":
+		p.table = ""
+		return nil
+	case line[0] == ':':
+		return p.parseChain(line[1:])
+	}
+	return p.parseRule(line)
+}
+
+func (p *parser) parseTable(name string) error {
+	if p.table != "" {
+		return fmt.Errorf("table %s has no COMMIT", p.table)
+	}
+	if name == "" || strings.Contains(name, " ") {
+		return fmt.Errorf("table name %q", name)
+	}
+	p.table = Table(name)
+	p.v.table(p.table)
+	return nil
+}
+
+func (p *parser) parseChain(s string) error {
+	name, rest, _ := strings.Cut(s, " ")
+	policy, _, _ := strings.Cut(rest, " ")
+	if name == "" || policy == "" {
+		return fmt.Errorf("chain %q", s)
+	}
+	p.v.chain(ChainKey{p.table, name}, policy)
+	return nil
+}
+
+func (p *parser) parseRule(line string) error {
+	if line[0] == '[' { // counters, with iptables-save -c
+		_, line, _ = strings.Cut(line, "] ")
+	}
+	rest, ok := strings.CutPrefix(line, "-A ")
+	if !ok {
+		return fmt.Errorf("unknown line %q", line)
+	}
+	name, text, _ := strings.Cut(rest, " ")
+	if name == "" {
+		return fmt.Errorf("rule without a chain %q", line)
+	}
+	p.v.rule(ChainKey{p.table, name}, Rule(strings.TrimRight(text, " ")))
+	return nil
+}
+
+// dumpBuilder is the visitor that keeps everything.
+type dumpBuilder struct {
+	dump  Dump
+	index map[ChainKey]int
+}
+
+func (b *dumpBuilder) table(t Table) {
+	b.dump = append(b.dump, DumpTable{Name: t})
+	b.index = map[ChainKey]int{}
+}
+
+func (b *dumpBuilder) chain(k ChainKey, policy string) {
+	t := &b.dump[len(b.dump)-1]
+	if i, ok := b.index[k]; ok {
+		t.Chains[i].Policy = policy
+		return
+	}
+	b.index[k] = len(t.Chains)
+	t.Chains = append(t.Chains, DumpChain{Name: k.Name, Policy: policy})
+}
+
+func (b *dumpBuilder) rule(k ChainKey, r Rule) {
+	if _, ok := b.index[k]; !ok {
+		b.chain(k, "-")
+	}
+	c := &b.dump[len(b.dump)-1].Chains[b.index[k]]
+	c.Rules = append(c.Rules, r)
+}
+
+// String prints the dump as iptables-save does, without counters and comment
+// lines.
+func (d Dump) String() string {
+	var b strings.Builder
+	for _, t := range d {
+		fmt.Fprintf(&b, "*%s\n", t.Name)
+		for _, c := range t.Chains {
+			fmt.Fprintf(&b, ":%s %s [0:0]\n", c.Name, c.Policy)
+		}
+		for _, c := range t.Chains {
+			for _, r := range c.Rules {
+				b.WriteString(appendLine(c.Name, r))
+			}
+		}
+		b.WriteString("COMMIT\n")
+	}
+	return b.String()
+}
+
+// appendLine returns the line that appends r to the chain.
+func appendLine(chain string, r Rule) string {
+	if r == "" {
+		return "-A " + chain + "\n"
+	}
+	return "-A " + chain + " " + string(r) + "\n"
+}
