@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"net/netip"
+
+	"fairlead/iptables/ruleset"
+	"fairlead/proxier/model"
+)
+
+// Chain names are kube-proxy's, so that people and tools that know those find
+// their way, and so that taking over from kube-proxy, and handing back, is a
+// matter of small differences.
+const (
+	services         = "KUBE-SERVICES"
+	externalServices = "KUBE-EXTERNAL-SERVICES"
+	nodePorts        = "KUBE-NODEPORTS"
+	forward          = "KUBE-FORWARD"
+	proxyFirewall    = "KUBE-PROXY-FIREWALL"
+	canary           = "KUBE-PROXY-CANARY"
+
+	servicePrefix  = "KUBE-SVC-"
+	endpointPrefix = "KUBE-SEP-"
+)
+
+// hashName returns a chain name: the prefix and 16 characters of the hash.
+func hashName(prefix, input string) string {
+	sum := sha256.Sum256([]byte(input))
+	return prefix + base32.StdEncoding.EncodeToString(sum[:])[:16]
+}
+
+// serviceChain returns the name of the chain that chooses an endpoint.
+func serviceChain(n model.ServicePortName) string {
+	return hashName(servicePrefix, n.String()+n.Protocol.Lower())
+}
+
+// endpointChain returns the name of the chain that translates to an endpoint.
+func endpointChain(n model.ServicePortName, ep netip.AddrPort) string {
+	return hashName(endpointPrefix, n.String()+n.Protocol.Lower()+ep.String())
+}
+
+// owned lists all chains that this mode may ever write, and those of
+// kube-proxy's that a takeover removes.
+func owned() []ruleset.ChainKey {
+	var keys []ruleset.ChainKey
+	for table, names := range map[ruleset.Table][]string{
+		ruleset.NAT: {
+			services, nodePorts, canary, servicePrefix + "*", endpointPrefix + "*",
+			"KUBE-SVL-*", "KUBE-EXT-*", "KUBE-FW-*",
+		},
+		ruleset.Filter: {services, externalServices, nodePorts, forward, proxyFirewall, canary},
+		ruleset.Mangle: {canary},
+	} {
+		for _, name := range names {
+			keys = append(keys, ruleset.ChainKey{Table: table, Name: name})
+		}
+	}
+	return keys
+}

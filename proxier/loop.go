@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxier
+
+import (
+	"context"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"fairlead/proxier/model"
+)
+
+// LoopConfig is what a Loop needs.
+type LoopConfig struct {
+	Family  model.Family
+	Mode    Mode
+	Tracker *Tracker
+	Health  Health
+	Metrics *Metrics
+	// NodeName tells which endpoints are local.
+	NodeName string
+	// MinSyncPeriod is the least time between the starts of two syncs. Whatever
+	// it is, a sync that took t is followed by a rest of t.
+	MinSyncPeriod time.Duration
+	// SyncPeriod is how often the kernel is compared with what is wanted.
+	SyncPeriod time.Duration
+}
+
+// Loop brings one family of the kernel to what the Tracker holds, again and
+// again. It reacts at once when it is idle; what arrives during a sync, and in
+// the rest after it, is done together in the next one.
+type Loop struct {
+	LoopConfig
+	snapshot *model.Snapshot
+	// ports are the names that each Service has in snapshot.
+	ports map[model.ObjectKey][]model.ServicePortName
+	// changed are the names that no successful sync has carried yet.
+	changed  map[model.ServicePortName]bool
+	triggers []time.Time
+	prune    bool
+	failures int
+}
+
+// The bounds of the time between a failed sync and the next one.
+const (
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 10 * time.Second
+)
+
+// NewLoop returns a Loop.
+func NewLoop(cfg LoopConfig) *Loop {
+	return &Loop{
+		LoopConfig: cfg,
+		snapshot:   model.NewSnapshot(),
+		ports:      map[model.ObjectKey][]model.ServicePortName{},
+		changed:    map[model.ServicePortName]bool{},
+	}
+}
+
+// Run syncs until ctx is done, and then returns nil. What is in the kernel
+// stays there.
+func (l *Loop) Run(ctx context.Context) error {
+	wake := l.Tracker.Wake(l.Family)
+	select { // nothing is read or written before there is something to rely on
+	case <-ctx.Done():
+		return nil
+	case <-wake:
+	}
+	verify := time.NewTicker(l.SyncPeriod)
+	defer verify.Stop()
+	check := false
+	for {
+		pause := l.sync(ctx, check)
+		if !sleep(ctx, pause) {
+			return nil
+		}
+		if check = false; l.failures > 0 {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-wake:
+		case <-verify.C:
+			check = true
+		}
+	}
+}
+
+// sleep returns false if ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// sync does one sync and returns how long to wait before the next.
+func (l *Loop) sync(ctx context.Context, verify bool) time.Duration {
+	start := time.Now()
+	l.resolve(l.Tracker.Take(l.Family))
+	report, err := l.Mode.Sync(ctx, Desired{
+		Snapshot: l.snapshot,
+		Changed:  slices.SortedFunc(maps.Keys(l.changed), model.ServicePortName.Compare),
+		Prune:    l.prune,
+		Verify:   verify,
+	})
+	took := time.Since(start)
+	l.log(ctx, report, took, err)
+	l.Metrics.synced(l.Family, took, report, err)
+	if err != nil {
+		l.failures++
+		l.Metrics.consecutiveFailure.WithLabelValues(l.Family.String()).Set(float64(l.failures))
+		return backoff(l.failures)
+	}
+	l.done(start)
+	return max(took, l.MinSyncPeriod-took)
+}
+
+// done notes that all that was taken is in the kernel.
+func (l *Loop) done(start time.Time) {
+	l.failures = 0
+	clear(l.changed)
+	now := time.Now()
+	l.Metrics.consecutiveFailure.WithLabelValues(l.Family.String()).Set(0)
+	l.Metrics.lastSync.WithLabelValues(l.Family.String()).Set(seconds(now))
+	for _, t := range l.triggers {
+		l.Metrics.programming.WithLabelValues(l.Family.String()).Observe(now.Sub(t).Seconds())
+	}
+	l.triggers = nil
+	l.Health.Synced(l.Family, start)
+}
+
+// resolve brings the snapshot up to date with a batch.
+func (l *Loop) resolve(b Batch) {
+	l.prune = b.Status.Complete
+	l.triggers = append(l.triggers, b.Triggers...)
+	changes := map[model.ServicePortName]*model.ServicePort{}
+	for key, st := range b.Services {
+		for _, name := range l.ports[key] {
+			changes[name] = nil
+		}
+		var names []model.ServicePortName
+		for _, port := range Resolve(st.Service, st.Slices, l.NodeName, l.Family) {
+			names = append(names, port.Name)
+			changes[port.Name] = port
+		}
+		if names == nil {
+			delete(l.ports, key)
+		} else {
+			l.ports[key] = names
+		}
+	}
+	for name, port := range changes {
+		if old := l.snapshot.Get(name); old == nil && port == nil || old != nil && port != nil && old.Equal(port) {
+			delete(changes, name)
+			continue
+		}
+		l.changed[name] = true
+	}
+	l.snapshot = l.snapshot.With(changes)
+}
+
+// backoff returns the pause after a number of failures in a row: doubled each
+// time, with up to a quarter more, so that nodes do not move in step.
+func backoff(failures int) time.Duration {
+	d := minBackoff << min(failures-1, 16)
+	return min(d+rand.N(d/4), maxBackoff)
+}
+
+// log writes one line for a sync that did something or failed.
+func (l *Loop) log(ctx context.Context, r Report, took time.Duration, err error) {
+	log := klog.FromContext(ctx).WithValues("ipFamily", l.Family)
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err != nil:
+		log.Error(err, "Sync failed, the rules in place stay; will retry", "failures", l.failures+1, "took", took)
+		return
+	case r.Repaired > 0:
+		log.Info("Repaired what others had changed", "objects", r.Repaired)
+	}
+	for _, what := range r.Refused {
+		log.Info("The kernel refuses this, all else is in place", "refused", what)
+	}
+	log.V(2).Info("Synced", "servicePorts", l.snapshot.Len(), "changed", len(l.changed), "written", r.Written, "took", took)
+}
+
+func (m *Metrics) synced(f model.Family, took time.Duration, r Report, err error) {
+	m.syncDuration.WithLabelValues(f.String()).Observe(took.Seconds())
+	m.repaired.WithLabelValues(f.String()).Add(float64(r.Repaired))
+	if err != nil {
+		m.syncFailures.WithLabelValues(f.String()).Inc()
+		return
+	}
+	m.refused.WithLabelValues(f.String()).Set(float64(len(r.Refused)))
+}

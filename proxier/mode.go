@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package proxier is the brain of Fairlead, which every mode shares: the
+// tracker that knows which objects changed, the resolver that decides which
+// endpoints a Service has on this node, and the loop that hands the result to
+// a Mode. It knows nothing of iptables, IPVS or nftables.
+//
+//	source ──Changes──▶ Tracker ──dirty keys──▶ Resolve ──▶ Snapshot + changed ──▶ Mode
+//
+// There is one Tracker, and one Loop with one Mode for each address family.
+package proxier
+
+import (
+	"context"
+
+	"fairlead/proxier/model"
+)
+
+// Mode programs the kernel for one address family.
+type Mode interface {
+	// Sync makes the kernel do what d says. It may be called again with the
+	// same d, and then writes nothing where nothing is missing. After an error
+	// what was in place is still in place, apart from what was already brought
+	// up to date; the next call carries the keys of the failed one again.
+	// Sync is never called concurrently.
+	Sync(ctx context.Context, d Desired) (Report, error)
+}
+
+// Desired is what a Mode is to bring about.
+type Desired struct {
+	Snapshot *model.Snapshot
+	// Changed names every port in which Snapshot differs from the snapshot of
+	// the last Sync that succeeded, those that are gone included. On the first
+	// Sync these are all ports.
+	Changed []model.ServicePortName
+	// Prune allows removals. While it is false, objects may be missing from
+	// Snapshot for no reason of theirs, and what the kernel does for them must
+	// go on.
+	Prune bool
+	// Verify asks to look at the kernel instead of trusting what is known of
+	// it, and to repair what others have changed.
+	Verify bool
+}
+
+// Report tells what a Sync did, for logs and metrics.
+type Report struct {
+	// Written is the number of kernel objects (rules, servers, elements) that
+	// were written.
+	Written int
+	// Repaired is the number of kernel objects that others had changed.
+	Repaired int
+	// Refused names what the kernel does not accept. All else is in place.
+	Refused []string
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxier
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	"fairlead/proxier/model"
+	"fairlead/proxier/source"
+)
+
+// Health is told when work arrives, so that a loop that is stuck shows.
+type Health interface {
+	// Queued says that a change for f is waiting since t.
+	Queued(f model.Family, t time.Time)
+	// Synced says that what was queued for f before t is in the kernel.
+	Synced(f model.Family, t time.Time)
+	// SetNodeEligible says whether load balancers should send traffic here.
+	SetNodeEligible(bool)
+}
+
+// TrackerConfig is what a Tracker needs.
+type TrackerConfig struct {
+	Families []model.Family
+	Health   Health
+	Metrics  *Metrics
+}
+
+// Tracker holds the objects as a source last delivered them and knows, for
+// each family, which Services have changed since they were last taken. It is
+// safe for concurrent use and never blocks on the kernel.
+type Tracker struct {
+	health  Health
+	metrics *Metrics
+	start   time.Time
+
+	mu       sync.Mutex
+	services map[model.ObjectKey]*model.Service
+	// slices are the EndpointSlices by Service and by their own key.
+	slices map[model.ObjectKey]map[model.ObjectKey]*model.EndpointSlice
+	// owner is the Service of each EndpointSlice.
+	owner  map[model.ObjectKey]model.ObjectKey
+	status model.SourceStatus
+	views  map[model.Family]*view
+}
+
+var _ source.Sink = (*Tracker)(nil)
+
+// view is what one family has not taken yet.
+type view struct {
+	wake     chan struct{} // capacity 1: holds a token while there is work
+	dirty    map[model.ObjectKey]bool
+	triggers []time.Time
+}
+
+// NewTracker returns an empty Tracker.
+func NewTracker(cfg TrackerConfig) *Tracker {
+	t := &Tracker{
+		health: cfg.Health, metrics: cfg.Metrics, start: time.Now(),
+		services: map[model.ObjectKey]*model.Service{},
+		slices:   map[model.ObjectKey]map[model.ObjectKey]*model.EndpointSlice{},
+		owner:    map[model.ObjectKey]model.ObjectKey{},
+		views:    map[model.Family]*view{},
+	}
+	for _, f := range cfg.Families {
+		t.views[f] = &view{wake: make(chan struct{}, 1), dirty: map[model.ObjectKey]bool{}}
+	}
+	return t
+}
+
+// Update implements source.Sink.
+func (t *Tracker) Update(c model.Changes) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	dirty := map[model.ObjectKey]bool{}
+	for key, svc := range c.Services {
+		t.setService(key, svc)
+		dirty[key] = true
+	}
+	for key, slice := range c.EndpointSlices {
+		t.setSlice(key, slice, dirty)
+	}
+	if c.Node != nil {
+		t.health.SetNodeEligible(eligible(c.Node.Node))
+	}
+	woken := len(dirty) > 0
+	if c.Status != nil && *c.Status != t.status {
+		t.status = *c.Status
+		woken = true
+	}
+	t.metrics.changed(len(c.Services), len(c.EndpointSlices))
+	if woken {
+		t.queue(dirty)
+	}
+}
+
+func (t *Tracker) setService(key model.ObjectKey, svc *model.Service) {
+	if svc == nil {
+		delete(t.services, key)
+	} else {
+		t.services[key] = svc
+	}
+}
+
+// setSlice puts a slice where it belongs. A slice may have been another
+// Service's before.
+func (t *Tracker) setSlice(key model.ObjectKey, slice *model.EndpointSlice, dirty map[model.ObjectKey]bool) {
+	if old, ok := t.owner[key]; ok {
+		dirty[old] = true
+		delete(t.slices[old], key)
+		if len(t.slices[old]) == 0 {
+			delete(t.slices, old)
+		}
+		delete(t.owner, key)
+	}
+	if slice == nil {
+		return
+	}
+	dirty[slice.Service] = true
+	t.owner[key] = slice.Service
+	if t.slices[slice.Service] == nil {
+		t.slices[slice.Service] = map[model.ObjectKey]*model.EndpointSlice{}
+	}
+	t.slices[slice.Service][key] = slice
+	if slice.TriggerTime.After(t.start) {
+		if v := t.views[slice.Family]; v != nil {
+			v.triggers = append(v.triggers, slice.TriggerTime)
+		}
+	}
+}
+
+// eligible tells whether load balancers may send traffic to a node: not where
+// it is gone or about to go (KEP-3836).
+func eligible(n *model.Node) bool { return n != nil && !n.Deleting && !n.ToBeDeleted }
+
+// queue marks Services as changed in every family and wakes the loops, once
+// there is something to rely on.
+func (t *Tracker) queue(dirty map[model.ObjectKey]bool) {
+	now := time.Now()
+	for f, v := range t.views {
+		maps.Copy(v.dirty, dirty)
+		if !t.status.Listed {
+			continue
+		}
+		t.health.Queued(f, now)
+		t.metrics.queued(f, now)
+		select {
+		case v.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Wake returns a channel that holds a token while family f has work to take.
+func (t *Tracker) Wake(f model.Family) <-chan struct{} { return t.views[f].wake }
+
+// Batch is the work that a family takes from the tracker.
+type Batch struct {
+	// Services are the changed ones, by key, with all that Resolve needs.
+	Services map[model.ObjectKey]ServiceState
+	// Status is the source's; before it is listed a batch is empty.
+	Status model.SourceStatus
+	// Triggers are when the changes happened, as far as their objects say.
+	Triggers []time.Time
+}
+
+// ServiceState is a Service with its EndpointSlices.
+type ServiceState struct {
+	Service *model.Service // nil where there is no such Service
+	Slices  []*model.EndpointSlice
+}
+
+// Take returns what has changed for family f since the last Take.
+func (t *Tracker) Take(f model.Family) Batch {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	v := t.views[f]
+	if !t.status.Listed {
+		return Batch{}
+	}
+	b := Batch{
+		Services: make(map[model.ObjectKey]ServiceState, len(v.dirty)),
+		Status:   t.status,
+		Triggers: v.triggers,
+	}
+	for key := range v.dirty {
+		st := ServiceState{Service: t.services[key]}
+		for _, s := range t.slices[key] {
+			st.Slices = append(st.Slices, s)
+		}
+		b.Services[key] = st
+	}
+	v.dirty, v.triggers = map[model.ObjectKey]bool{}, nil
+	t.metrics.taken()
+	return b
+}
