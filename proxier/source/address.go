@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package source
+
+import (
+	"net/netip"
+	"strings"
+
+	"fairlead/proxier/model"
+)
+
+// Reasons for which an address is refused.
+const (
+	reasonNoAddress   = "is not an IP address"
+	reasonZone        = "is an address with a zone, which has no meaning on another host"
+	reasonMapped      = "is an IPv4-mapped IPv6 address, which no packet carries"
+	reasonUnspecified = "is the unspecified address"
+	reasonLoopback    = "is a loopback address"
+	reasonLinkLocal   = "is a link-local address"
+	reasonMulticast   = "is a multicast address"
+	reasonBroadcast   = "is the broadcast address"
+	reasonFamily      = "is not of the address family of the slice"
+	reasonSameFamily  = "is a second address of the same family"
+)
+
+// maxAddressLen is more than any address has that is written in earnest; it
+// bounds the work on one that is not.
+const maxAddressLen = 64
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// parseUnicast returns the address that s spells, if packets can be sent to it
+// on behalf of others; otherwise reason says why not. The host's own scopes
+// (loopback, link-local) are refused because a destination rewritten to them
+// reaches services that never meant to be reachable from outside the host
+// (CVE-2021-25737); the API server refuses them too, but is not the only writer
+// that a source may have.
+func parseUnicast(s string) (addr netip.Addr, reason string) {
+	addr, ok := parseAddr(s)
+	switch {
+	case !ok:
+		return netip.Addr{}, reasonNoAddress
+	case addr.Zone() != "":
+		return netip.Addr{}, reasonZone
+	case addr.Is4In6():
+		return netip.Addr{}, reasonMapped
+	case addr.IsUnspecified():
+		return netip.Addr{}, reasonUnspecified
+	case addr.IsLoopback():
+		return netip.Addr{}, reasonLoopback
+	case addr.IsLinkLocalUnicast():
+		return netip.Addr{}, reasonLinkLocal
+	case addr.IsMulticast():
+		return netip.Addr{}, reasonMulticast
+	case addr == broadcast:
+		return netip.Addr{}, reasonBroadcast
+	}
+	return addr, ""
+}
+
+// parseAddr parses an address the way the API server did before it insisted on
+// canonical spelling: leading zeros in the dotted part are dropped and do not
+// mean octal. Objects stored then are still around.
+func parseAddr(s string) (netip.Addr, bool) {
+	if len(s) > maxAddressLen {
+		return netip.Addr{}, false
+	}
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return addr, true
+	}
+	colon := strings.LastIndexByte(s, ':')
+	dotted := s[colon+1:]
+	if !strings.Contains(dotted, ".") {
+		return netip.Addr{}, false
+	}
+	octets := strings.Split(dotted, ".")
+	for i, octet := range octets {
+		for len(octet) > 1 && octet[0] == '0' {
+			octet = octet[1:]
+		}
+		octets[i] = octet
+	}
+	addr, err := netip.ParseAddr(s[:colon+1] + strings.Join(octets, "."))
+	return addr, err == nil
+}
+
+// familyOf returns the family that an EndpointSlice's addressType names; ok is
+// false where it names none.
+func familyOf(addressType string) (f model.Family, ok bool) {
+	switch addressType {
+	case "IPv4":
+		return model.IPv4, true
+	case "IPv6":
+		return model.IPv6, true
+	}
+	return 0, false
+}
