@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package health answers over HTTP whether the node's rules keep up with what
+// the sources say, and serves the agent's metrics. Its addresses, paths, status
+// codes and bodies are those of kube-proxy, so that the health checks of cloud
+// load balancers, probes and scripts work unchanged.
+package health
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"fairlead/proxier/model"
+)
+
+// DefaultTimeout is how old a queued update may become before the agent counts
+// as unhealthy: twice kube-proxy's default sync period.
+const DefaultTimeout = 60 * time.Second
+
+// Config is what a State is made of.
+type Config struct {
+	// Timeout is how old a queued update may become before its family counts as
+	// unhealthy; DefaultTimeout if zero.
+	Timeout time.Duration
+	// Registerer receives the counters of answered probes. If it is nil they are
+	// counted all the same, and nobody can read them.
+	Registerer prometheus.Registerer
+}
+
+// State is what is known of the agent's health. Its methods may be called at
+// any time from any goroutine.
+type State struct {
+	timeout  time.Duration
+	counters counters
+
+	mu           sync.Mutex
+	nodeEligible bool
+	families     map[model.Family]*familyState
+}
+
+type familyState struct {
+	// lastUpdated is when Synced was last called, zero if never.
+	lastUpdated time.Time
+	backlog     backlog
+}
+
+// New returns the State of an agent that has just started: nothing is queued
+// and the node is eligible until SetNodeEligible says otherwise, so it is
+// healthy.
+func New(cfg Config) (*State, error) {
+	if cfg.Timeout == 0 {
+		cfg.Timeout = DefaultTimeout
+	}
+	if cfg.Timeout < 0 {
+		return nil, fmt.Errorf("check health timeout %v: negative", cfg.Timeout)
+	}
+	c := newCounters()
+	if cfg.Registerer != nil {
+		if err := c.register(cfg.Registerer); err != nil {
+			return nil, err
+		}
+	}
+	return &State{
+		timeout:      cfg.Timeout,
+		counters:     c,
+		nodeEligible: true,
+		families:     map[model.Family]*familyState{},
+	}, nil
+}
+
+// Queued says that at t something changed which family f's rules have yet to
+// follow.
+func (s *State) Queued(f model.Family, t time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.familyLocked(f).backlog.add(t)
+}
+
+// Synced says that everything queued for family f up to and including t is now
+// in the kernel. The caller reads t before it takes the state that it writes;
+// what was queued later stays queued.
+func (s *State) Synced(f model.Family, t time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fs := s.familyLocked(f)
+	fs.lastUpdated = time.Now()
+	fs.backlog.done(t)
+}
+
+// SetNodeEligible says whether load balancers may send new connections to this
+// node. It fails /healthz and leaves /livez alone, so that a node about to be
+// removed drains and its agent is not restarted for it.
+func (s *State) SetNodeEligible(eligible bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nodeEligible = eligible
+}
+
+// familyLocked returns the state of f, a new one if f was not heard of yet; mu
+// must be held.
+func (s *State) familyLocked(f model.Family) *familyState {
+	fs, ok := s.families[f]
+	if !ok {
+		fs = &familyState{backlog: backlog{step: s.timeout / 64}}
+		s.families[f] = fs
+	}
+	return fs
+}
+
+// report describes the health at now, without the node's eligibility.
+func (s *State) report(now time.Time) (r report, nodeEligible bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r = report{CurrentTime: now, Healthy: true, Status: map[string]familyReport{}}
+	for f, fs := range s.families {
+		oldest, queued := fs.backlog.oldest()
+		healthy := !queued || now.Sub(oldest) < s.timeout
+		r.Status[f.String()] = familyReport{LastUpdated: fs.lastUpdated, Healthy: healthy}
+		r.Healthy = r.Healthy && healthy
+		if fs.lastUpdated.After(r.LastUpdated) {
+			r.LastUpdated = fs.lastUpdated
+		}
+	}
+	return r, s.nodeEligible
+}
+
+// counters count the answered probes by status code.
+type counters struct{ healthz, livez *prometheus.CounterVec }
+
+func newCounters() counters {
+	vec := func(probe string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kubeproxy_proxy_" + probe + "_total",
+			Help: "Answers to /" + probe + " by HTTP status code.",
+		}, []string{"code"})
+		for _, code := range []string{"200", "503"} {
+			v.WithLabelValues(code)
+		}
+		return v
+	}
+	return counters{healthz: vec("healthz"), livez: vec("livez")}
+}
+
+func (c counters) register(reg prometheus.Registerer) error {
+	if err := errors.Join(reg.Register(c.healthz), reg.Register(c.livez)); err != nil {
+		return fmt.Errorf("register probe counters: %w", err)
+	}
+	return nil
+}
