@@ -14,6 +14,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"fairlead/iptables/ruleset"
 	"fairlead/proxier"
@@ -47,9 +48,10 @@ func New(cfg RenderConfig, engine *ruleset.Engine, metrics *Metrics) *Mode {
 
 // Sync implements proxier.Mode.
 func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, error) {
+	start := time.Now()
 	m.engine.Stage(m.stage(d))
 	res, err := m.engine.Apply(ctx, ruleset.Options{Prune: d.Prune, Verify: d.Verify})
-	m.metrics.applied(m.render.Family, m.engine, res)
+	m.metrics.applied(m.render.Family, m.engine, res, time.Since(start))
 	return report(res), err
 }
 

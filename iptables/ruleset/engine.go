@@ -109,6 +109,9 @@ type Options struct {
 type Result struct {
 	// Written is the number of rules written, by table.
 	Written map[Table]int
+	// Full is set where everything was compared with what the kernel has, not
+	// only what was staged.
+	Full bool
 	// Failures is the number of restore commands that failed.
 	Failures int
 	// Drift are the chains of ours that others changed since the last Apply,
@@ -168,6 +171,7 @@ func (e *Engine) load(ctx context.Context, res *Result) error {
 	if e.loaded {
 		res.Drift = drift(&e.kernel, &r.kernel)
 	}
+	res.Full = true
 	e.kernel, e.loaded = r.kernel, true
 	e.refused = newRefusals()
 	for k := range e.kernel.chains {
