@@ -24,6 +24,10 @@ const (
 	maxRefusalValue = 80
 )
 
+// maxRefusals bounds how many refusals are told of one object. What is wrong
+// beyond is left out all the same.
+const maxRefusals = 100
+
 // Refusal tells of one value in an object that cannot be programmed safely and
 // was therefore left out: the value alone where the rest of the object makes
 // sense without it, otherwise the whole object.
@@ -67,6 +71,9 @@ func newRefusals(kind, namespace, name string) *refusals {
 }
 
 func (r *refusals) add(field, value, reason string) {
+	if len(r.list) == maxRefusals {
+		return
+	}
 	r.list = append(r.list, Refusal{
 		Kind: r.kind, Key: r.key, Field: field, Value: clip(value, maxRefusalValue), Reason: reason,
 	})

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+
+	"fairlead/proxier/source/sourcetest"
+)
+
+func kubeconfig(server string) string {
+	return `apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "` + server + `"}}]
+users: [{name: u, user: {token: t}}]
+contexts: [{name: x, context: {cluster: c, user: u}}]
+current-context: x
+`
+}
+
+func writeFile(t *testing.T, content string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestNewClientErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	t.Setenv("KUBERNETES_SERVICE_PORT", "")
+	for _, tt := range []struct {
+		name               string
+		kubeconfig, master string
+		is                 error
+		parts              []string
+	}{
+		{
+			name:  "neither file nor server, outside a cluster",
+			is:    ErrNotInCluster,
+			parts: []string{"--kubeconfig", "--manifests"},
+		},
+		{
+			name:       "no such file",
+			kubeconfig: "/nonexistent/kubeconfig",
+			is:         fs.ErrNotExist,
+			parts:      []string{"/nonexistent/kubeconfig", "--kubeconfig"},
+		},
+		{
+			name:       "a directory",
+			kubeconfig: t.TempDir(),
+			parts:      []string{"is a directory", "--kubeconfig"},
+		},
+		{
+			name:       "not YAML",
+			kubeconfig: writeFile(t, "{{{"),
+			parts:      []string{"read kubeconfig", "--kubeconfig"},
+		},
+		{
+			name:       "empty",
+			kubeconfig: writeFile(t, ""),
+			parts:      []string{"names no cluster", "--kubeconfig"},
+		},
+		{
+			name:       "a context that does not exist",
+			kubeconfig: writeFile(t, strings.Replace(kubeconfig("https://h"), "current-context: x", "current-context: y", 1)),
+			parts:      []string{"y", "--kubeconfig"},
+		},
+		{
+			name:   "not a URL",
+			master: "http://[::1",
+			parts:  []string{"http://[::1"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := NewClient(tt.kubeconfig, tt.master, "v0")
+			if err == nil {
+				t.Fatal("NewClient = nil")
+			}
+			if tt.is != nil && !errors.Is(err, tt.is) {
+				t.Errorf("error %v is not %v", err, tt.is)
+			}
+			for _, part := range tt.parts {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error %q does not contain %q", err, part)
+				}
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("error %q is not one line", err)
+			}
+		})
+	}
+}
+
+func TestNewClientAsksForProtobufUnderItsName(t *testing.T) {
+	var got http.Header
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got = r.Header.Clone()
+		w.Header().Set("Connection", "close")
+		http.Error(w, "enough", http.StatusTeapot)
+	}))
+	defer server.Close()
+	for _, tt := range []struct{ name, kubeconfig, master string }{
+		{"server from the file", writeFile(t, kubeconfig(server.URL)), ""},
+		{"server overrides the file", writeFile(t, kubeconfig("https://192.0.2.1")), server.URL},
+		{"server without a file", "", server.URL},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			client, err := NewClient(tt.kubeconfig, tt.master, "v1.2.3")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = nil
+			if _, err := client.CoreV1().Services("").List(t.Context(), metav1.ListOptions{}); err == nil {
+				t.Error("List succeeds")
+			}
+			if want := "fairlead/v1.2.3"; got.Get("User-Agent") != want {
+				t.Errorf("user agent %q, want %q", got.Get("User-Agent"), want)
+			}
+			if want := "application/vnd.kubernetes.protobuf,application/json"; got.Get("Accept") != want {
+				t.Errorf("accepts %q, want %q", got.Get("Accept"), want)
+			}
+			if got := serverURL(client); got != server.URL {
+				t.Errorf("server URL %q, want %q", got, server.URL)
+			}
+		})
+	}
+}
+
+func TestRunWithoutServerTellsAndStops(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "http://" + listener.Addr().String()
+	listener.Close()
+	client, err := NewClient("", url, "v0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{Client: client, NodeName: nodeName})
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs, sink := sourcetest.NewLog(t), sourcetest.NewRecorder(t)
+	ctx, cancel := context.WithCancel(klog.NewContext(t.Context(), logs.Logger()))
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx, sink) }()
+	logs.WaitFor("Cannot read from the API server", `server="`+url+`"`, "connection refused")
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run = %v, want nil", err)
+	}
+	if steps := sink.Steps(); len(steps) > 0 {
+		t.Errorf("steps without a server: %+v", steps)
+	}
+}

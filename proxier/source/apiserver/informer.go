@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"fairlead/proxier/model"
+	"fairlead/proxier/source"
+)
+
+// informer is an informer with one handler.
+type informer struct {
+	cache.SharedIndexInformer
+	// delivered is done once the handler has had every object of the first
+	// list.
+	delivered cache.DoneChecker
+}
+
+// newInformer returns an informer that is not running yet.
+func newInformer(example runtime.Object, lw cache.ListerWatcher, syncPeriod time.Duration, transform cache.TransformFunc, handler cache.ResourceEventHandler) (informer, error) {
+	i := cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{ResyncPeriod: syncPeriod})
+	if err := i.SetTransform(transform); err != nil {
+		return informer{}, fmt.Errorf("set transform: %w", err)
+	}
+	if err := i.SetWatchErrorHandlerWithContext(quietly); err != nil {
+		return informer{}, fmt.Errorf("set error handler: %w", err)
+	}
+	registration, err := i.AddEventHandler(handler)
+	if err != nil {
+		return informer{}, fmt.Errorf("add handler: %w", err)
+	}
+	return informer{SharedIndexInformer: i, delivered: registration.HasSyncedChecker()}, nil
+}
+
+// quietly takes the errors that end a watch. The link has told of those that
+// matter.
+func quietly(ctx context.Context, _ *cache.Reflector, err error) {
+	klog.FromContext(ctx).V(4).Info("Watch ended, starting another", "reason", oneLine(err))
+}
+
+// handler returns the handler of an informer whose cache holds items. It
+// delivers the items that mean something else than before, nil where one means
+// nothing any more. An informer calls it for one object at a time.
+func handler[T any](ctx context.Context, reporter *source.Reporter, kind string, same func(a, b *T) bool, deliver func(model.ObjectKey, *T)) cache.ResourceEventHandler {
+	update := func(before, after *item[T]) {
+		var old *T
+		if before != nil {
+			old = before.value
+		}
+		if before == nil || before.version != after.version {
+			reporter.Report(ctx, source.Outcome{
+				Kind: kind, Key: after.key, Version: after.version, Used: after.value != nil, Refused: after.refused,
+			})
+		}
+		if same(old, after.value) {
+			// The sink keeps the old value; so that there are not two, the
+			// cache does too.
+			after.value = old
+			return
+		}
+		deliver(after.key, after.value)
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(after any) { update(nil, after.(*item[T])) },
+		UpdateFunc: func(before, after any) { update(before.(*item[T]), after.(*item[T])) },
+		DeleteFunc: func(last any) {
+			if gone, ok := last.(cache.DeletedFinalStateUnknown); ok {
+				last = gone.Obj
+			}
+			// Its last state need not be the one delivered last, so whether
+			// that was nothing already is not to be seen from here.
+			key := last.(*item[T]).key
+			reporter.Forget(kind, key)
+			deliver(key, nil)
+		},
+	}
+}
+
+// ownNode delivers what becomes of the agent's own Node.
+type ownNode struct {
+	sink source.Sink
+
+	// mu keeps the steps in order: listed runs beside the handler.
+	mu   sync.Mutex
+	told bool
+}
+
+func (n *ownNode) deliver(node *model.Node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.deliverLocked(node)
+}
+
+// listed delivers that there is no Node, unless something was delivered.
+func (n *ownNode) listed() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.told {
+		n.deliverLocked(nil)
+	}
+}
+
+func (n *ownNode) deliverLocked(node *model.Node) {
+	n.told = true
+	n.sink.Update(model.Changes{Node: &model.NodeChange{Node: node}})
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package apiserver is the source that reads from the Kubernetes API server,
+// with client-go's informers.
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"fairlead/proxier/model"
+	"fairlead/proxier/source"
+)
+
+// DefaultSyncPeriod is how often the informers compare every object again
+// where the configuration does not say; kube-proxy's default.
+const DefaultSyncPeriod = 15 * time.Minute
+
+// Config says what to read, and from where.
+type Config struct {
+	// Client talks to the API server; see NewClient.
+	Client kubernetes.Interface
+	// NodeName is the name of the Node that the agent runs on.
+	NodeName string
+	// SyncPeriod is how often the informers compare every object again; 0
+	// means DefaultSyncPeriod. Nothing relies on it.
+	SyncPeriod time.Duration
+	// Metrics may be nil.
+	Metrics *source.Metrics
+}
+
+// Source reads Services, EndpointSlices and the agent's own Node from the API
+// server. It uses little memory: the objects are stored as the model has them,
+// and once.
+type Source struct {
+	config   Config
+	reporter *source.Reporter
+	link     *link
+}
+
+var _ source.Source = (*Source)(nil)
+
+// New returns a Source. It connects to nothing before Run.
+func New(config Config) (*Source, error) {
+	switch {
+	case config.Client == nil:
+		return nil, errors.New("make API server source: no client")
+	case config.NodeName == "":
+		return nil, errors.New("make API server source: no node name")
+	case config.SyncPeriod < 0:
+		return nil, fmt.Errorf("make API server source: sync period %v is negative", config.SyncPeriod)
+	case config.SyncPeriod == 0:
+		config.SyncPeriod = DefaultSyncPeriod
+	}
+	return &Source{
+		config:   config,
+		reporter: source.NewReporter(config.Metrics),
+		link:     newLink(serverURL(config.Client), time.Now),
+	}, nil
+}
+
+// serverURL returns the URL of the client's server, empty where the client is
+// not a real one.
+func serverURL(client kubernetes.Interface) string {
+	real, ok := client.(*kubernetes.Clientset)
+	if !ok {
+		return ""
+	}
+	u := real.CoreV1().RESTClient().Get().URL()
+	return u.Scheme + "://" + u.Host
+}
+
+// Run delivers objects to sink until ctx is done and returns nil. While the
+// API server cannot be read it retries, and what was delivered stays.
+//
+// The status turns to listed and complete once every Service and EndpointSlice
+// of the first list has been delivered. That there is no Node is delivered once
+// the Node has been asked for and was not there.
+func (s *Source) Run(ctx context.Context, sink source.Sink) error {
+	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithName("apiserver"))
+	own := &ownNode{sink: sink}
+	services, err := s.services(ctx, sink)
+	if err != nil {
+		return fmt.Errorf("make informer for services: %w", err)
+	}
+	slices, err := s.endpointSlices(ctx, sink)
+	if err != nil {
+		return fmt.Errorf("make informer for endpointslices: %w", err)
+	}
+	node, err := s.node(ctx, own)
+	if err != nil {
+		return fmt.Errorf("make informer for nodes: %w", err)
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	for _, i := range []informer{services, slices, node} {
+		g.Go(func() error { i.RunWithContext(ctx); return nil })
+	}
+	g.Go(func() error {
+		if cache.WaitFor(ctx, "", services.delivered, slices.delivered) {
+			sink.Update(model.Changes{Status: &model.SourceStatus{Listed: true, Complete: true}})
+			klog.FromContext(ctx).Info("Listed Services and EndpointSlices")
+		}
+		return nil
+	})
+	g.Go(func() error {
+		if cache.WaitFor(ctx, "", node.delivered) {
+			own.listed()
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+func (s *Source) services(ctx context.Context, sink source.Sink) (informer, error) {
+	deliver := func(key model.ObjectKey, v *model.Service) {
+		sink.Update(model.Changes{Services: map[model.ObjectKey]*model.Service{key: v}})
+	}
+	return newInformer(&corev1.Service{}, services(s.config.Client, s.link), s.config.SyncPeriod,
+		transform(source.TranslateService),
+		handler(ctx, s.reporter, source.KindService, source.SameService, deliver))
+}
+
+func (s *Source) endpointSlices(ctx context.Context, sink source.Sink) (informer, error) {
+	deliver := func(key model.ObjectKey, v *model.EndpointSlice) {
+		sink.Update(model.Changes{EndpointSlices: map[model.ObjectKey]*model.EndpointSlice{key: v}})
+	}
+	return newInformer(&discoveryv1.EndpointSlice{}, endpointSlices(s.config.Client, s.link), s.config.SyncPeriod,
+		transform(source.TranslateEndpointSlice),
+		handler(ctx, s.reporter, source.KindEndpointSlice, source.SameEndpointSlice, deliver))
+}
+
+func (s *Source) node(ctx context.Context, own *ownNode) (informer, error) {
+	deliver := func(_ model.ObjectKey, v *model.Node) { own.deliver(v) }
+	return newInformer(&corev1.Node{}, node(s.config.Client, s.link, s.config.NodeName), s.config.SyncPeriod,
+		transform(source.TranslateNode),
+		handler(ctx, s.reporter, source.KindNode, source.SameNode, deliver))
+}
