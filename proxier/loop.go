@@ -43,6 +43,8 @@ type Loop struct {
 	triggers []time.Time
 	prune    bool
 	failures int
+	// refused is what the last sync reported, so that it is logged once.
+	refused []string
 }
 
 // The bounds of the time between a failed sync and the next one.
@@ -188,10 +190,26 @@ func (l *Loop) log(ctx context.Context, r Report, took time.Duration, err error)
 	case r.Repaired > 0:
 		log.Info("Repaired what others had changed", "objects", r.Repaired)
 	}
-	for _, what := range r.Refused {
+	l.logRefused(log, r.Refused)
+	log.V(2).Info("Synced", "servicePorts", l.snapshot.Len(), "changed", len(l.changed), "written", r.Written, "took", took)
+}
+
+// maxRefusedLines bounds how many refusals a sync logs one by one.
+const maxRefusedLines = 10
+
+// logRefused logs what the kernel refuses when that has changed.
+func (l *Loop) logRefused(log klog.Logger, refused []string) {
+	if slices.Equal(refused, l.refused) {
+		return
+	}
+	l.refused = refused
+	for i, what := range refused {
+		if i == maxRefusedLines {
+			log.Info("The kernel refuses more than is listed", "more", len(refused)-i)
+			break
+		}
 		log.Info("The kernel refuses this, all else is in place", "refused", what)
 	}
-	log.V(2).Info("Synced", "servicePorts", l.snapshot.Len(), "changed", len(l.changed), "written", r.Written, "took", took)
 }
 
 func (m *Metrics) synced(f model.Family, took time.Duration, r Report, err error) {
