@@ -110,7 +110,18 @@ func (ns *NS) withLink(name string, fn func(*netlink.Handle, netlink.Link) error
 	})
 }
 
+// setUp brings a link up. A link discards packets for a moment after that; to
+// ask for a neighbour's address again may then not take the usual second.
 func (ns *NS) setUp(name string) error {
+	err := ns.setSysctls([]sysctl{
+		{name: "net/ipv4/neigh/" + name + "/retrans_time_ms", value: "10", optional: true},
+		{name: "net/ipv4/neigh/" + name + "/mcast_solicit", value: "300", optional: true},
+		{name: "net/ipv6/neigh/" + name + "/retrans_time_ms", value: "10", optional: true},
+		{name: "net/ipv6/neigh/" + name + "/mcast_solicit", value: "300", optional: true},
+	})
+	if err != nil {
+		return err
+	}
 	return ns.withLink(name, func(h *netlink.Handle, link netlink.Link) error {
 		if err := h.LinkSetUp(link); err != nil {
 			return fmt.Errorf("set link %s up in %s: %w", name, ns.Label, err)
