@@ -75,9 +75,8 @@ func (l *Loop) Run(ctx context.Context) error {
 	verify := time.NewTicker(l.SyncPeriod)
 	defer verify.Stop()
 	check := false
-	for {
-		pause := l.sync(ctx, check)
-		if !sleep(ctx, pause) {
+	for ctx.Err() == nil {
+		if !sleep(ctx, l.sync(ctx, check)) {
 			return nil
 		}
 		if check = false; l.failures > 0 {
@@ -91,6 +90,7 @@ func (l *Loop) Run(ctx context.Context) error {
 			check = true
 		}
 	}
+	return nil
 }
 
 // sleep returns false if ctx ends first.
