@@ -74,23 +74,36 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 	verify := time.NewTicker(l.SyncPeriod)
 	defer verify.Stop()
-	check := false
-	for ctx.Err() == nil {
+	for check := false; ctx.Err() == nil; {
 		if !sleep(ctx, l.sync(ctx, check)) {
 			return nil
 		}
-		if check = false; l.failures > 0 {
-			continue
+		if l.failures == 0 {
+			check = false
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-wake:
+			case <-verify.C:
+				check = true
+			}
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-wake:
-		case <-verify.C:
-			check = true
-		}
+		// The next sync takes all that waits, and no other is needed for it. A
+		// check that failed is still owed.
+		received(wake)
+		check = received(verify.C) || check
 	}
 	return nil
+}
+
+// received tells whether there was something in c to take.
+func received[T any](c <-chan T) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // sleep returns false if ctx ends first.
