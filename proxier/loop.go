@@ -129,15 +129,16 @@ func (l *Loop) sync(ctx context.Context, verify bool) time.Duration {
 		Verify:   verify,
 	})
 	took := time.Since(start)
+	rest := max(took, l.MinSyncPeriod-took)
 	l.log(ctx, report, took, err)
 	l.Metrics.synced(l.Family, took, report, err)
 	if err != nil {
 		l.failures++
 		l.Metrics.consecutiveFailure.WithLabelValues(l.Family.String()).Set(float64(l.failures))
-		return backoff(l.failures)
+		return max(rest, backoff(l.failures))
 	}
 	l.done(start)
-	return max(took, l.MinSyncPeriod-took)
+	return rest
 }
 
 // done notes that all that was taken is in the kernel.
