@@ -130,6 +130,9 @@ func (l *Loop) sync(ctx context.Context, verify bool) time.Duration {
 	})
 	took := time.Since(start)
 	rest := max(took, l.MinSyncPeriod-took)
+	if err != nil && ctx.Err() != nil { // told to stop, which is no failure
+		return rest
+	}
 	l.log(ctx, report, took, err)
 	l.Metrics.synced(l.Family, took, report, err)
 	if err != nil {
@@ -196,8 +199,6 @@ func backoff(failures int) time.Duration {
 func (l *Loop) log(ctx context.Context, r Report, took time.Duration, err error) {
 	log := klog.FromContext(ctx).WithValues("ipFamily", l.Family)
 	switch {
-	case ctx.Err() != nil:
-		return
 	case err != nil:
 		log.Error(err, "Sync failed, the rules in place stay; will retry", "failures", l.failures+1, "took", took)
 		return
