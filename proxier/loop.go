@@ -151,8 +151,8 @@ func (l *Loop) done(start time.Time) {
 	now := time.Now()
 	l.Metrics.consecutiveFailure.WithLabelValues(l.Family.String()).Set(0)
 	l.Metrics.lastSync.WithLabelValues(l.Family.String()).Set(seconds(now))
-	for _, t := range l.triggers {
-		l.Metrics.programming.WithLabelValues(l.Family.String()).Observe(now.Sub(t).Seconds())
+	for _, t := range l.triggers { // by a clock that may be ahead of this one
+		l.Metrics.programming.WithLabelValues(l.Family.String()).Observe(max(now.Sub(t), 0).Seconds())
 	}
 	l.triggers = nil
 	l.Health.Synced(l.Family, start)
