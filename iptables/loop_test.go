@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"fairlead/iptables"
+	"fairlead/iptables/ruleset"
+	"fairlead/iptables/ruleset/fake"
+	"fairlead/nat"
+	"fairlead/proxier"
+	"fairlead/proxier/health"
+	"fairlead/proxier/model"
+)
+
+// node is an agent without its source: tracker, loop, mode and engine as
+// cmd/fairlead wires them, on a kernel in memory.
+type node struct {
+	kernel  *fake.Kernel
+	tracker *proxier.Tracker
+	loop    *proxier.Loop
+}
+
+func newNode(t *testing.T, f model.Family) *node {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	state, err := health.New(health.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics := proxier.NewMetrics(reg, []model.Family{f})
+	n := &node{kernel: &fake.Kernel{}}
+	n.tracker = proxier.NewTracker(proxier.TrackerConfig{Families: []model.Family{f}, Health: state, Metrics: metrics})
+	engine := ruleset.NewEngine(ruleset.Config{
+		Exec: n.kernel, Variant: ruleset.NFT,
+		Commands:      ruleset.Commands{Restore: "iptables-nft-restore", Save: "iptables-nft-save"},
+		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution()},
+	})
+	engine.Stage(nat.Chains(14))
+	n.loop = proxier.NewLoop(proxier.LoopConfig{
+		Family: f, Mode: iptables.New(iptables.RenderConfig{Family: f, MasqueradeBit: 14}, engine, nil),
+		Tracker: n.tracker, Health: state, Metrics: metrics, NodeName: "node-1", SyncPeriod: 30 * time.Second,
+	})
+	return n
+}
+
+// TestIncrementalEqualsFull: whatever the sequence of changes, and whatever
+// restores fail on the way, the kernel ends where an agent ends that sees only
+// the final objects.
+func TestIncrementalEqualsFull(t *testing.T) {
+	const steps, settleEvery = 2400, 40
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		n := newNode(t, model.IPv4)
+		faulty := true
+		n.kernel.Fault = func() fake.Fault {
+			if faulty && rnd.IntN(5) == 0 {
+				return fake.FailBefore + fake.Fault(rnd.IntN(4))
+			}
+			return fake.NoFault
+		}
+		go n.loop.Run(ctx)
+		w := newWorld(rnd)
+		n.tracker.Update(model.Changes{Status: &model.SourceStatus{Listed: true, Complete: true}})
+		for step := 1; step <= steps; step++ {
+			n.tracker.Update(w.step())
+			time.Sleep(time.Duration(rnd.IntN(300)) * time.Millisecond)
+			if step%settleEvery != 0 {
+				continue
+			}
+			faulty = false
+			time.Sleep(2 * time.Minute) // past every backoff and a periodic check
+			synctest.Wait()
+			if diff := cmp.Diff(fullSync(t, w), n.kernel.Save()); diff != "" {
+				t.Fatalf("seed %d, after step %d (-full +incremental):\n%s", seed, step, diff)
+			}
+			faulty = true
+		}
+	})
+}
+
+// fullSync returns the rules of a new agent that sees the world once.
+func fullSync(t *testing.T, w *world) string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	n := newNode(t, model.IPv4)
+	n.tracker.Update(model.Changes{
+		Services: w.services, EndpointSlices: w.slices,
+		Status: &model.SourceStatus{Listed: true, Complete: true},
+	})
+	done := make(chan error)
+	go func() { done <- n.loop.Run(ctx) }()
+	synctest.Wait()
+	cancel()
+	<-done
+	return n.kernel.Save()
+}
+
+// world is a small cluster that changes at random.
+type world struct {
+	rnd      *rand.Rand
+	services map[model.ObjectKey]*model.Service
+	slices   map[model.ObjectKey]*model.EndpointSlice
+}
+
+func newWorld(rnd *rand.Rand) *world {
+	return &world{rnd, map[model.ObjectKey]*model.Service{}, map[model.ObjectKey]*model.EndpointSlice{}}
+}
+
+// step changes one to three objects.
+func (w *world) step() model.Changes {
+	c := model.Changes{
+		Services:       map[model.ObjectKey]*model.Service{},
+		EndpointSlices: map[model.ObjectKey]*model.EndpointSlice{},
+	}
+	for range 1 + w.rnd.IntN(3) {
+		if w.rnd.IntN(3) == 0 {
+			key := model.ObjectKey{Namespace: "ns", Name: fmt.Sprintf("svc-%d", w.rnd.IntN(8))}
+			c.Services[key] = w.service(key)
+			set(w.services, key, c.Services[key])
+		} else {
+			key := model.ObjectKey{Namespace: "ns", Name: fmt.Sprintf("slice-%d", w.rnd.IntN(16))}
+			c.EndpointSlices[key] = w.slice(key)
+			set(w.slices, key, c.EndpointSlices[key])
+		}
+	}
+	return c
+}
+
+func set[V any](m map[model.ObjectKey]*V, key model.ObjectKey, v *V) {
+	if v == nil {
+		delete(m, key)
+	} else {
+		m[key] = v
+	}
+}
+
+func (w *world) ports(target bool) []model.Port {
+	var out []model.Port
+	for i, name := range []string{"", "http", "dns"} {
+		for _, proto := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+			if w.rnd.IntN(3) > 0 {
+				continue
+			}
+			number := uint16(100*(i+1) + w.rnd.IntN(2))
+			if target {
+				number += 8000
+			}
+			out = append(out, model.Port{Name: name, Protocol: proto, Number: number})
+		}
+	}
+	return out
+}
+
+func (w *world) service(key model.ObjectKey) *model.Service {
+	if w.rnd.IntN(4) == 0 {
+		return nil
+	}
+	ip := netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + w.rnd.IntN(200))})
+	return &model.Service{Key: key, ClusterIPs: []netip.Addr{ip}, Ports: w.ports(false)}
+}
+
+func (w *world) slice(key model.ObjectKey) *model.EndpointSlice {
+	if w.rnd.IntN(4) == 0 {
+		return nil
+	}
+	s := &model.EndpointSlice{
+		Key: key, Service: model.ObjectKey{Namespace: "ns", Name: fmt.Sprintf("svc-%d", w.rnd.IntN(8))},
+		Family: model.Families()[w.rnd.IntN(8)/7], Ports: w.ports(true),
+	}
+	for range w.rnd.IntN(5) {
+		ip := netip.AddrFrom4([4]byte{10, 244, 0, byte(1 + w.rnd.IntN(20))})
+		if s.Family == model.IPv6 {
+			ip = netip.AddrFrom16([16]byte{0xfd, 15: byte(1 + w.rnd.IntN(20))})
+		}
+		s.Endpoints = append(s.Endpoints, model.SliceEndpoint{Addr: ip, NodeName: "node-1", Ready: w.rnd.IntN(4) > 0, Serving: true})
+	}
+	return s
+}
