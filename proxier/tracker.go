@@ -3,7 +3,6 @@
 package proxier
 
 import (
-	"maps"
 	"sync"
 	"time"
 
@@ -53,6 +52,13 @@ type view struct {
 	wake     chan struct{} // capacity 1: holds a token while there is work
 	dirty    map[model.ObjectKey]bool
 	triggers []time.Time
+	// due is set by an Update that has something for the family.
+	due bool
+}
+
+func (v *view) mark(service model.ObjectKey) {
+	v.dirty[service] = true
+	v.due = true
 }
 
 // NewTracker returns an empty Tracker.
@@ -74,29 +80,34 @@ func NewTracker(cfg TrackerConfig) *Tracker {
 func (t *Tracker) Update(c model.Changes) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	dirty := map[model.ObjectKey]bool{}
 	for key, svc := range c.Services {
 		t.setService(key, svc)
-		dirty[key] = true
 	}
 	for key, slice := range c.EndpointSlices {
-		t.setSlice(key, slice, dirty)
+		t.setSlice(key, slice)
 	}
 	if c.Node != nil {
 		t.health.SetNodeEligible(eligible(c.Node.Node))
 	}
-	woken := len(dirty) > 0
 	if c.Status != nil && *c.Status != t.status {
 		t.status = *c.Status
-		woken = true
+		for _, v := range t.views {
+			v.due = true
+		}
 	}
 	t.metrics.changed(len(c.Services), len(c.EndpointSlices))
-	if woken {
-		t.queue(dirty)
-	}
+	t.queue()
 }
 
+// setService takes over a Service, which concerns the families in which it has
+// or had a cluster IP.
 func (t *Tracker) setService(key model.ObjectKey, svc *model.Service) {
+	old := t.services[key]
+	for f, v := range t.views {
+		if hasFamily(old, f) || hasFamily(svc, f) {
+			v.mark(key)
+		}
+	}
 	if svc == nil {
 		delete(t.services, key)
 	} else {
@@ -104,28 +115,38 @@ func (t *Tracker) setService(key model.ObjectKey, svc *model.Service) {
 	}
 }
 
+func hasFamily(svc *model.Service, f model.Family) bool {
+	if svc == nil {
+		return false
+	}
+	_, ok := svc.ClusterIP(f)
+	return ok
+}
+
 // setSlice puts a slice where it belongs. A slice may have been another
 // Service's before.
-func (t *Tracker) setSlice(key model.ObjectKey, slice *model.EndpointSlice, dirty map[model.ObjectKey]bool) {
-	if old, ok := t.owner[key]; ok {
-		dirty[old] = true
-		delete(t.slices[old], key)
-		if len(t.slices[old]) == 0 {
-			delete(t.slices, old)
+func (t *Tracker) setSlice(key model.ObjectKey, slice *model.EndpointSlice) {
+	if owner, ok := t.owner[key]; ok {
+		if v := t.views[t.slices[owner][key].Family]; v != nil {
+			v.mark(owner)
+		}
+		delete(t.slices[owner], key)
+		if len(t.slices[owner]) == 0 {
+			delete(t.slices, owner)
 		}
 		delete(t.owner, key)
 	}
 	if slice == nil {
 		return
 	}
-	dirty[slice.Service] = true
 	t.owner[key] = slice.Service
 	if t.slices[slice.Service] == nil {
 		t.slices[slice.Service] = map[model.ObjectKey]*model.EndpointSlice{}
 	}
 	t.slices[slice.Service][key] = slice
-	if slice.TriggerTime.After(t.start) {
-		if v := t.views[slice.Family]; v != nil {
+	if v := t.views[slice.Family]; v != nil {
+		v.mark(slice.Service)
+		if slice.TriggerTime.After(t.start) {
 			v.triggers = append(v.triggers, slice.TriggerTime)
 		}
 	}
@@ -135,13 +156,13 @@ func (t *Tracker) setSlice(key model.ObjectKey, slice *model.EndpointSlice, dirt
 // it is gone or about to go (KEP-3836).
 func eligible(n *model.Node) bool { return n != nil && !n.Deleting && !n.ToBeDeleted }
 
-// queue marks Services as changed in every family and wakes the loops, once
+// queue wakes the loops of the families that an Update has something for, once
 // there is something to rely on.
-func (t *Tracker) queue(dirty map[model.ObjectKey]bool) {
+func (t *Tracker) queue() {
 	now := time.Now()
 	for f, v := range t.views {
-		maps.Copy(v.dirty, dirty)
-		if !t.status.Listed {
+		due := v.due
+		if v.due = false; !due || !t.status.Listed {
 			continue
 		}
 		t.health.Queued(f, now)
@@ -153,7 +174,8 @@ func (t *Tracker) queue(dirty map[model.ObjectKey]bool) {
 	}
 }
 
-// Wake returns a channel that holds a token while family f has work to take.
+// Wake returns a channel in which there is a token once there is something new
+// to take for family f.
 func (t *Tracker) Wake(f model.Family) <-chan struct{} { return t.views[f].wake }
 
 // Batch is the work that a family takes from the tracker.
