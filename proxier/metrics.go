@@ -94,14 +94,12 @@ func programmingBuckets() []float64 {
 
 func (m *Metrics) changed(services, slices int) {
 	m.serviceChanges.Add(float64(services))
-	m.servicePending.Add(float64(services))
 	m.endpointChanges.Add(float64(slices))
-	m.endpointPending.Add(float64(slices))
 }
 
-func (m *Metrics) taken() {
-	m.servicePending.Set(0)
-	m.endpointPending.Set(0)
+func (m *Metrics) pending(services, slices int) {
+	m.servicePending.Set(float64(services))
+	m.endpointPending.Set(float64(slices))
 }
 
 func (m *Metrics) queued(f model.Family, t time.Time) {

@@ -54,6 +54,8 @@ type view struct {
 	triggers []time.Time
 	// due is set by an Update that has something for the family.
 	due bool
+	// services and slices count the changes of objects since the last Take.
+	services, slices int
 }
 
 func (v *view) mark(service model.ObjectKey) {
@@ -96,6 +98,7 @@ func (t *Tracker) Update(c model.Changes) {
 		}
 	}
 	t.metrics.changed(len(c.Services), len(c.EndpointSlices))
+	t.pending()
 	t.queue()
 }
 
@@ -106,6 +109,7 @@ func (t *Tracker) setService(key model.ObjectKey, svc *model.Service) {
 	for f, v := range t.views {
 		if hasFamily(old, f) || hasFamily(svc, f) {
 			v.mark(key)
+			v.services++
 		}
 	}
 	if svc == nil {
@@ -123,16 +127,34 @@ func hasFamily(svc *model.Service, f model.Family) bool {
 	return ok
 }
 
-// setSlice puts a slice where it belongs. A slice may have been another
-// Service's before.
+// setSlice takes over a slice, which concerns its family; it may have been
+// another Service's, or of another family, before.
 func (t *Tracker) setSlice(key model.ObjectKey, slice *model.EndpointSlice) {
-	if owner, ok := t.owner[key]; ok {
-		if v := t.views[t.slices[owner][key].Family]; v != nil {
-			v.mark(owner)
+	old := t.slices[t.owner[key]][key]
+	for f, v := range t.views {
+		before, after := old != nil && old.Family == f, slice != nil && slice.Family == f
+		if before {
+			v.mark(old.Service)
 		}
-		delete(t.slices[owner], key)
-		if len(t.slices[owner]) == 0 {
-			delete(t.slices, owner)
+		if after {
+			v.mark(slice.Service)
+			if slice.TriggerTime.After(t.start) {
+				v.triggers = append(v.triggers, slice.TriggerTime)
+			}
+		}
+		if before || after {
+			v.slices++
+		}
+	}
+	t.place(key, old, slice)
+}
+
+// place puts a slice where it belongs.
+func (t *Tracker) place(key model.ObjectKey, old, slice *model.EndpointSlice) {
+	if old != nil {
+		delete(t.slices[old.Service], key)
+		if len(t.slices[old.Service]) == 0 {
+			delete(t.slices, old.Service)
 		}
 		delete(t.owner, key)
 	}
@@ -144,12 +166,16 @@ func (t *Tracker) setSlice(key model.ObjectKey, slice *model.EndpointSlice) {
 		t.slices[slice.Service] = map[model.ObjectKey]*model.EndpointSlice{}
 	}
 	t.slices[slice.Service][key] = slice
-	if v := t.views[slice.Family]; v != nil {
-		v.mark(slice.Service)
-		if slice.TriggerTime.After(t.start) {
-			v.triggers = append(v.triggers, slice.TriggerTime)
-		}
+}
+
+// pending publishes how many changes the family that is furthest behind has not
+// taken.
+func (t *Tracker) pending() {
+	var services, slices int
+	for _, v := range t.views {
+		services, slices = max(services, v.services), max(slices, v.slices)
 	}
+	t.metrics.pending(services, slices)
 }
 
 // eligible tells whether load balancers may send traffic to a node: not where
@@ -215,6 +241,7 @@ func (t *Tracker) Take(f model.Family) Batch {
 		b.Services[key] = st
 	}
 	v.dirty, v.triggers = map[model.ObjectKey]bool{}, nil
-	t.metrics.taken()
+	v.services, v.slices = 0, 0
+	t.pending()
 	return b
 }
