@@ -138,7 +138,7 @@ func (t *Tracker) setSlice(key model.ObjectKey, slice *model.EndpointSlice) {
 		}
 		if after {
 			v.mark(slice.Service)
-			if slice.TriggerTime.After(t.start) {
+			if slice.TriggerTime.After(t.start) && (old == nil || !old.TriggerTime.Equal(slice.TriggerTime)) {
 				v.triggers = append(v.triggers, slice.TriggerTime)
 			}
 		}
