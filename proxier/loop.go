@@ -161,7 +161,7 @@ func (l *Loop) done(start time.Time) {
 // resolve brings the snapshot up to date with a batch.
 func (l *Loop) resolve(b Batch) {
 	l.prune = b.Status.Complete
-	l.triggers = append(l.triggers, b.Triggers...)
+	l.triggers = addTriggers(l.triggers, b.Triggers...)
 	changes := map[model.ServicePortName]*model.ServicePort{}
 	for key, st := range b.Services {
 		for _, name := range l.ports[key] {

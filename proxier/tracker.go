@@ -63,6 +63,16 @@ func (v *view) mark(service model.ObjectKey) {
 	v.due = true
 }
 
+// maxTriggers bounds the memory that triggers take while nothing can be
+// programmed.
+const maxTriggers = 10_000
+
+// addTriggers appends to triggers what there is room for. The oldest, which
+// wait for the longest, stay.
+func addTriggers(triggers []time.Time, more ...time.Time) []time.Time {
+	return append(triggers, more[:min(len(more), maxTriggers-len(triggers))]...)
+}
+
 // NewTracker returns an empty Tracker.
 func NewTracker(cfg TrackerConfig) *Tracker {
 	t := &Tracker{
@@ -139,7 +149,7 @@ func (t *Tracker) setSlice(key model.ObjectKey, slice *model.EndpointSlice) {
 		if after {
 			v.mark(slice.Service)
 			if slice.TriggerTime.After(t.start) && (old == nil || !old.TriggerTime.Equal(slice.TriggerTime)) {
-				v.triggers = append(v.triggers, slice.TriggerTime)
+				v.triggers = addTriggers(v.triggers, slice.TriggerTime)
 			}
 		}
 		if before || after {
