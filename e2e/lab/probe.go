@@ -65,7 +65,10 @@ type Result struct {
 
 // String is a short form for failure messages.
 func (r Result) String() string {
-	if r.Outcome == Answered {
+	switch r.Outcome {
+	case 0:
+		return "no result yet"
+	case Answered:
 		return fmt.Sprintf("answered by %s, which saw %s", r.Server, r.Source)
 	}
 	return fmt.Sprintf("%s: %v", r.Outcome, r.Err)
