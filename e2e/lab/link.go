@@ -130,10 +130,14 @@ func (ns *NS) setUp(name string) error {
 	})
 }
 
-func (ns *NS) addBridge(name string) error {
+// addBridge makes a bridge whose link-layer address holds an IPv4 address of
+// it. Without one of its own a bridge takes that of some port, another one with
+// every port, and neighbours that remember the former one are lost.
+func (ns *NS) addBridge(name string, addr netip.Addr) error {
 	return ns.withNetlink(func(h *netlink.Handle) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = name
+		attrs.HardwareAddr = append(net.HardwareAddr{2, 0}, addr.AsSlice()...)
 		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			return fmt.Errorf("add bridge %s in %s: %w", name, ns.Label, err)
 		}

@@ -84,7 +84,7 @@ func (l *Lab) addLAN(ctx context.Context) error {
 
 // addGateway makes a bridge with an address in each family.
 func (ns *NS) addGateway(bridge string, addr func(model.Family) netip.Addr) error {
-	if err := ns.addBridge(bridge); err != nil {
+	if err := ns.addBridge(bridge, addr(model.IPv4)); err != nil {
 		return err
 	}
 	for _, f := range model.Families() {
