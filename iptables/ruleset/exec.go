@@ -102,18 +102,21 @@ func (SystemExec) Run(ctx context.Context, c Command) error {
 	return nil
 }
 
-// limitedBuffer keeps the first bytes that are written to it.
+// limitedBuffer keeps the first bytes that are written to it. It is no
+// io.ReaderFrom, unlike the buffer in it, which would take everything.
 type limitedBuffer struct {
-	bytes.Buffer
+	buf  bytes.Buffer
 	left int
 }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
 	keep := min(len(p), b.left)
 	b.left -= keep
-	b.Buffer.Write(p[:keep])
+	b.buf.Write(p[:keep])
 	return len(p), nil
 }
+
+func (b *limitedBuffer) String() string { return b.buf.String() }
 
 // Commands are the programs that read and write the rules of one family.
 type Commands struct{ Restore, Save string }
