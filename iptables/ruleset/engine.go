@@ -24,12 +24,13 @@ type Config struct {
 // Engine is the one writer of one family's rules. It is safe for concurrent
 // use.
 type Engine struct {
-	exec   Exec
-	cmds   Commands
-	limits limits
-	owners owners
-	jumps  []Jump
-	entry  map[ChainKey]bool
+	exec    Exec
+	cmds    Commands
+	variant Variant
+	limits  limits
+	owners  owners
+	jumps   []Jump
+	entry   map[ChainKey]bool
 
 	mu      sync.Mutex
 	desired map[ChainKey]*Chain
@@ -46,7 +47,7 @@ type Engine struct {
 // NewEngine returns an Engine. It runs no command.
 func NewEngine(cfg Config) *Engine {
 	e := &Engine{
-		exec: cfg.Exec, cmds: cfg.Commands, limits: limitsOf(cfg.Variant),
+		exec: cfg.Exec, cmds: cfg.Commands, variant: cfg.Variant, limits: limitsOf(cfg.Variant),
 		owners:  newOwners(cfg.Contributions),
 		entry:   map[ChainKey]bool{},
 		desired: map[ChainKey]*Chain{},
@@ -135,7 +136,7 @@ func (e *Engine) Apply(ctx context.Context, o Options) (Result, error) {
 		}
 	}
 	err := e.commit(ctx, e.plan(o.Prune), &res)
-	if err != nil && !transient(err) && ctx.Err() == nil {
+	if err != nil && !e.variant.transient(err) && ctx.Err() == nil {
 		err = e.isolate(ctx, o, &res)
 	}
 	res.Refused = e.refused.list()

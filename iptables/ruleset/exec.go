@@ -48,18 +48,19 @@ func (e *CommandError) Error() string {
 	return fmt.Sprintf("%s exited with %d: %s", e.Name, e.ExitCode, msg)
 }
 
-// exitResourceProblem is how iptables exits when it could not get the xtables
-// lock or memory (RESOURCE_PROBLEM in iptables' xtables.h): another try may
-// succeed with the same input.
+// exitResourceProblem is how the legacy command exits when it could not get
+// the xtables lock or memory (RESOURCE_PROBLEM in iptables' xtables.h): another
+// try may succeed with the same input. The nft variant takes no lock and exits
+// so for whatever the kernel refuses.
 const exitResourceProblem = 4
 
-// transient tells whether the same command may succeed the next time.
-func transient(err error) bool {
+// transient tells whether the same restore may succeed the next time.
+func (v Variant) transient(err error) bool {
 	var ce *CommandError
 	if !errors.As(err, &ce) {
 		return true
 	}
-	return ce.ExitCode < 0 || ce.ExitCode == exitResourceProblem
+	return ce.ExitCode < 0 || ce.ExitCode == exitResourceProblem && v != NFT
 }
 
 // grace is how long a command may go on after its context ended. A restore

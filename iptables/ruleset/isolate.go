@@ -178,7 +178,7 @@ func (e *Engine) bisect(ctx context.Context, n int, res *Result, build func(lo, 
 		if err == nil {
 			return nil
 		}
-		if transient(err) || ctx.Err() != nil {
+		if e.variant.transient(err) || ctx.Err() != nil {
 			return err
 		}
 		e.loaded = true // one table only: refused as a whole
