@@ -2,7 +2,10 @@
 
 package ruleset
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // kernel is what the kernel has of ours, as far as the engine knows.
 type kernel struct {
@@ -18,7 +21,8 @@ type kernel struct {
 type reader struct {
 	owners
 	// entry are the chains that our jumps in built-in chains lead to. A rule
-	// in a built-in chain that leads to another chain of ours is not our rule.
+	// in a built-in chain that leads to another chain of ours is not our rule,
+	// nor is one with a line break, which no restore could delete.
 	entry   map[ChainKey]bool
 	builtin map[ChainKey]bool
 	kernel  kernel
@@ -53,7 +57,7 @@ func (r *reader) rule(k ChainKey, rule Rule) {
 	target := ChainKey{k.Table, rule.Target()}
 	switch {
 	case !r.owns(target):
-	case r.builtin[k] && r.entry[target]:
+	case r.builtin[k] && r.entry[target] && !strings.Contains(string(rule), "\n"):
 		r.kernel.jumps[k] = append(r.kernel.jumps[k], rule)
 	default:
 		r.kernel.pinned[target] = true

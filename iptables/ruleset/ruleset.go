@@ -64,8 +64,11 @@ func (r Rule) Target() string {
 	for rest != "" {
 		var tok string
 		tok, rest = nextToken(rest)
-		if next == "-j" || next == "-g" {
+		switch next {
+		case "-j", "-g":
 			return tok
+		case "--comment": // its text may be "-j", which needs no quotes
+			tok = ""
 		}
 		next = tok
 	}
@@ -81,15 +84,23 @@ func nextToken(s string) (tok, rest string) {
 		tok, rest, _ = strings.Cut(s, " ")
 		return tok, rest
 	}
+	if end := quoteEnd(s); end >= 0 {
+		return s[:end], s[end:]
+	}
+	return s, ""
+}
+
+// quoteEnd returns where the quoted word ends that s starts with, or -1.
+func quoteEnd(s string) int {
 	for i := 1; i < len(s); i++ {
 		switch s[i] {
 		case '\\':
 			i++
 		case '"':
-			return s[:i+1], s[i+1:]
+			return i + 1
 		}
 	}
-	return s, ""
+	return -1
 }
 
 // Quote returns s as iptables-save prints a string argument: bare where it has

@@ -57,27 +57,51 @@ type parser struct {
 	line  int
 }
 
+// maxRuleText bounds the text of one rule, which may go over several lines.
+const maxRuleText = 64 << 10
+
 // parse streams the save format from r to v.
 func parse(r io.Reader, v visitor) error {
-	p := parser{v: v}
+	p := parser{v: v, line: 1}
 	br := bufio.NewReaderSize(r, 64<<10)
+	text, lines := "", 0
 	for {
 		line, err := br.ReadString('\n')
 		if err != nil && err != io.EOF {
 			return fmt.Errorf("read rules: %w", err)
 		}
-		p.line++
-		if perr := p.parseLine(strings.TrimRight(line, "\r\n")); perr != nil {
+		text, lines = text+line, lines+1
+		if err == nil && openQuote(text) && len(text) < maxRuleText {
+			continue // a comment with a line break in it is printed as it is
+		}
+		if perr := p.parseLine(strings.TrimSuffix(text, "\n")); perr != nil {
 			return fmt.Errorf("parse rules, line %d: %w", p.line, perr)
 		}
 		if err == io.EOF {
 			break
 		}
+		p.line += lines
+		text, lines = "", 0
 	}
 	if p.table != "" {
 		return fmt.Errorf("parse rules: table %s has no COMMIT", p.table)
 	}
 	return nil
+}
+
+// openQuote tells whether a quoted word of a rule's line has no end in it.
+func openQuote(line string) bool {
+	if line[0] != '-' && line[0] != '[' || strings.Count(line, `"`)%2 == 0 && !strings.Contains(line, `\`) {
+		return false // almost all
+	}
+	for rest := line; rest != ""; {
+		var tok string
+		tok, rest = nextToken(rest)
+		if strings.HasPrefix(tok, `"`) && quoteEnd(tok) < 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *parser) parseLine(line string) error {
@@ -135,6 +159,9 @@ func (p *parser) parseRule(line string) error {
 	name, text, _ := strings.Cut(rest, " ")
 	if name == "" {
 		return fmt.Errorf("rule without a chain %q", line)
+	}
+	if openQuote(line) {
+		return fmt.Errorf("rule with a quote that does not end %.100q", line)
 	}
 	p.v.rule(ChainKey{p.table, name}, Rule(strings.TrimRight(text, " ")))
 	return nil
