@@ -39,6 +39,17 @@ func newReader(o owners, entry map[ChainKey]bool) *reader {
 	}
 }
 
+// unreadable is an error where our jumps are. Of another table, nothing is
+// known, and nothing in it is touched.
+func (r *reader) unreadable(t Table) error {
+	for k := range r.entry {
+		if k.Table == t {
+			return unreadable(t)
+		}
+	}
+	return nil
+}
+
 func (r *reader) table(Table) {}
 
 func (r *reader) chain(k ChainKey, policy string) {

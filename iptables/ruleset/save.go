@@ -33,9 +33,15 @@ type DumpChain struct {
 // nft command or by a newer iptables.
 var ErrIncompatible = errors.New("table has rules that this iptables command cannot read; use the iptables version that wrote them, or remove them with nft")
 
+// unreadable returns ErrIncompatible for a table.
+func unreadable(t Table) error { return fmt.Errorf("%s: %w", t, ErrIncompatible) }
+
 // visitor is told what a parser of the save format finds. Chains of a table
 // come before its rules.
 type visitor interface {
+	// unreadable tells of a table that cannot be shown; its error ends the
+	// parsing.
+	unreadable(t Table) error
 	table(t Table)
 	chain(k ChainKey, policy string)
 	rule(k ChainKey, r Rule)
@@ -109,8 +115,8 @@ func (p *parser) parseLine(line string) error {
 	case line == "":
 		return nil
 	case line[0] == '#':
-		if strings.Contains(line, "is incompatible, use 'nft' tool") {
-			return fmt.Errorf("%s: %w", strings.TrimLeft(line, "# "), ErrIncompatible)
+		if name, ok := strings.CutSuffix(line, "' is incompatible, use 'nft' tool."); ok {
+			return p.v.unreadable(Table(strings.TrimPrefix(name, "# Table `")))
 		}
 		return nil
 	case line[0] == '*':
@@ -172,6 +178,8 @@ type dumpBuilder struct {
 	dump  Dump
 	index map[ChainKey]int
 }
+
+func (b *dumpBuilder) unreadable(t Table) error { return unreadable(t) }
 
 func (b *dumpBuilder) table(t Table) {
 	b.dump = append(b.dump, DumpTable{Name: t})

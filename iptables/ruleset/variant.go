@@ -110,6 +110,8 @@ func (u *usage) read(ctx context.Context, x Exec, save string) {
 	_ = Commands{Save: save}.save(ctx, x, u)
 }
 
+func (u *usage) unreadable(Table) error { return nil }
+
 func (u *usage) table(Table) {}
 
 func (u *usage) chain(k ChainKey, _ string) {
