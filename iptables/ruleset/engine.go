@@ -231,8 +231,7 @@ func drift(before, after *kernel) []ChainKey {
 	var out []ChainKey
 	differ := func(a, b map[ChainKey][]Rule) {
 		for k, rules := range a {
-			other, ok := b[k]
-			if (!ok && len(rules) > 0) || !slices.Equal(rules, other) {
+			if other, ok := b[k]; !ok || !slices.Equal(rules, other) {
 				out = append(out, k)
 			}
 		}

@@ -10,7 +10,7 @@ import (
 // kernel is what the kernel has of ours, as far as the engine knows.
 type kernel struct {
 	chains map[ChainKey][]Rule
-	// jumps are our rules in the built-in chains, in their order.
+	// jumps are our rules in the built-in chains that have any, in their order.
 	jumps map[ChainKey][]Rule
 	// pinned are chains of ours that rules of others refer to. Such a chain
 	// cannot be deleted, and deleting it would not be ours to decide.
@@ -90,6 +90,9 @@ func (k *kernel) record(t transaction) {
 		for _, j := range s.remove {
 			if i := slices.Index(k.jumps[j.ChainKey], j.Rule); i >= 0 {
 				k.jumps[j.ChainKey] = slices.Delete(k.jumps[j.ChainKey], i, i+1)
+			}
+			if len(k.jumps[j.ChainKey]) == 0 {
+				delete(k.jumps, j.ChainKey)
 			}
 		}
 	}
