@@ -16,7 +16,7 @@ type plan struct {
 	// insert and remove are in the order in which they are to be done.
 	insert, remove []Jump
 	// deferred are chains that are left as they are because a removal would be
-	// needed and nothing may be removed now.
+	// needed and is not possible or not allowed now.
 	deferred []ChainKey
 }
 
@@ -43,9 +43,45 @@ func (e *Engine) plan(prune bool) *plan {
 			}
 		}
 	}
+	e.keepReferred(p)
 	slices.SortFunc(p.drop, compareKeys)
 	e.planJumps(p, prune)
 	return p
+}
+
+// keepReferred defers the removal of chains to which a chain leads that stays
+// as it is: one that rules of others lead to, or one of a refused unit.
+func (e *Engine) keepReferred(p *plan) {
+	if len(p.drop) == 0 || len(e.kernel.pinned)+len(e.refused.units) == 0 {
+		return
+	}
+	going := map[ChainKey]bool{}
+	for _, k := range p.drop {
+		going[k] = true
+	}
+	var keep func(from ChainKey)
+	keep = func(from ChainKey) {
+		for _, r := range e.kernel.chains[from] {
+			if to := (ChainKey{from.Table, r.Target()}); going[to] {
+				delete(going, to)
+				p.deferred = append(p.deferred, to)
+				keep(to)
+			}
+		}
+	}
+	for k := range e.kernel.pinned {
+		if e.desired[k] == nil {
+			keep(k)
+		}
+	}
+	if len(e.refused.units) > 0 {
+		for k, c := range e.desired {
+			if e.refused.units[c.Unit] != nil {
+				keep(k)
+			}
+		}
+	}
+	p.drop = slices.DeleteFunc(p.drop, func(k ChainKey) bool { return !going[k] })
 }
 
 // planChange plans the replacement of a chain that exists. While nothing may
