@@ -76,16 +76,18 @@ func (e *Engine) Stage(chains map[ChainKey]*Chain) {
 		}
 		if old := e.desired[k]; old != nil {
 			e.rules[k.Table] -= len(old.Rules)
-			e.refused.forget(old.Unit)
+			e.tryAgain(old.Unit)
 		}
 		e.dirty[k] = true
 		if c == nil {
 			delete(e.desired, k)
+			e.refused.keepRules(k, nil)
 			continue
 		}
 		e.desired[k] = c
 		e.rules[k.Table] += len(c.Rules)
-		e.refused.forget(c.Unit)
+		e.tryAgain(c.Unit)
+		e.refused.keepRules(k, c.Rules)
 	}
 }
 

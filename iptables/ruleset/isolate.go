@@ -32,7 +32,18 @@ func newRefusals() refusals {
 
 func (r refusals) empty() bool { return len(r.units)+len(r.rules) == 0 }
 
-func (r refusals) forget(unit string) { delete(r.units, unit) }
+// keepRules forgets what was refused of a shared chain and is not wanted any
+// more.
+func (r refusals) keepRules(k ChainKey, wanted []Rule) {
+	for rule := range r.rules[k] {
+		if !slices.Contains(wanted, rule) {
+			delete(r.rules[k], rule)
+		}
+	}
+	if len(r.rules[k]) == 0 {
+		delete(r.rules, k)
+	}
+}
 
 func (r refusals) addRule(k ChainKey, rule Rule, err error) {
 	if r.rules[k] == nil {
@@ -55,6 +66,20 @@ func (r refusals) list() []Refused {
 		return cmp.Or(compareKeys(a.Chain, b.Chain), cmp.Compare(a.Unit, b.Unit), cmp.Compare(a.Rule, b.Rule))
 	})
 	return out
+}
+
+// tryAgain forgets that a unit was refused. The rules of shared chains that
+// lead to it may have been left out.
+func (e *Engine) tryAgain(unit string) {
+	if e.refused.units[unit] == nil {
+		return
+	}
+	delete(e.refused.units, unit)
+	for k, c := range e.desired {
+		if c.Unit == "" {
+			e.dirty[k] = true
+		}
+	}
 }
 
 // wanted returns the chain that is to be there, given what was refused: of a
