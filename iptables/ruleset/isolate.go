@@ -126,7 +126,7 @@ func (e *Engine) isolate(ctx context.Context, o Options, res *Result) error {
 	if err := e.declareShared(ctx, p, res); err != nil {
 		return err
 	}
-	for _, t := range p.otherTables() {
+	for _, t := range append([]Table{Filter}, p.otherTables()...) {
 		build, live := p.units(t, &e.kernel)
 		units := slices.Concat(build, live)
 		err := e.bisect(ctx, len(units), res, func(lo, hi int) transaction {
