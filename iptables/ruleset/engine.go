@@ -42,6 +42,8 @@ type Engine struct {
 	// dirty are the chains that may differ from what is wanted.
 	dirty   map[ChainKey]bool
 	refused refusals
+	// alive is set once a restore has succeeded.
+	alive bool
 }
 
 // NewEngine returns an Engine. It runs no command.
@@ -218,6 +220,7 @@ func (e *Engine) run(ctx context.Context, t transaction, res *Result) error {
 		res.Failures++
 		return fmt.Errorf("restore rules: %w", err)
 	}
+	e.alive = true
 	e.kernel.record(t)
 	for i := range t {
 		for _, w := range t[i].write {

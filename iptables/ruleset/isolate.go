@@ -119,6 +119,7 @@ func (e *Engine) leads(target ChainKey) bool {
 // isolate is called after the kernel has refused a commit. It finds the units
 // and rules at fault by halves, notes them as refused, and does all the rest.
 func (e *Engine) isolate(ctx context.Context, o Options, res *Result) error {
+	e.alive = false
 	if err := e.load(ctx, res); err != nil {
 		return err
 	}
@@ -191,6 +192,24 @@ func (e *Engine) isolateRules(ctx context.Context, p *plan, res *Result) error {
 	return nil
 }
 
+// probe returns an error if no restore succeeds, whatever it says: if not even
+// a chain can be written as it is. Nothing is to blame then but the kernel.
+func (e *Engine) probe(ctx context.Context, t Table, res *Result) error {
+	if e.alive {
+		return nil
+	}
+	var least *chainWrite
+	for k, rules := range e.kernel.chains {
+		if k.Table == t && (least == nil || len(rules) < len(least.rules)) {
+			least = &chainWrite{k.Name, rules}
+		}
+	}
+	if least == nil {
+		return nil
+	}
+	return e.run(ctx, transaction{{table: t, write: []chainWrite{*least}}}, res)
+}
+
 // bisect commits n things, in halves where the kernel refuses the whole, and
 // calls refuse for each that it refuses alone.
 func (e *Engine) bisect(ctx context.Context, n int, res *Result, build func(lo, hi int) transaction, refuse func(i int, err error)) error {
@@ -208,6 +227,14 @@ func (e *Engine) bisect(ctx context.Context, n int, res *Result, build func(lo, 
 		}
 		e.loaded = true // one table only: refused as a whole
 		if hi-lo == 1 {
+			t := build(lo, hi)
+			if perr := e.probe(ctx, t[0].table, res); perr != nil {
+				return perr
+			}
+			if err = e.run(ctx, t, res); err == nil || e.variant.transient(err) {
+				return err
+			}
+			e.loaded = true
 			refuse(lo, err)
 			return nil
 		}
