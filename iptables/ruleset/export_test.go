@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ruleset
+
+// SetLimits replaces the bounds of one transaction, so that tests can see small
+// plans split.
+func (e *Engine) SetLimits(build, live int) { e.limits = limits{build: build, live: live} }
