@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxier
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"fairlead/proxier/model"
+)
+
+type resolveCase struct {
+	name   string
+	svc    *model.Service
+	slices []*model.EndpointSlice
+	node   string // here if empty
+	family model.Family
+	want   []string
+}
+
+// run resolves a case with its slices in several orders.
+func (tc resolveCase) run(t *testing.T) {
+	if tc.node == "" {
+		tc.node = here
+	}
+	if tc.family == 0 {
+		tc.family = model.IPv4
+	}
+	order := append([]*model.EndpointSlice(nil), tc.slices...)
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 5 {
+		var got []string
+		for _, p := range Resolve(tc.svc, order, tc.node, tc.family) {
+			got = append(got, portText(p))
+		}
+		if diff := cmp.Diff(tc.want, got); diff != "" {
+			t.Fatalf("got ports that differ (-want +got):\n%s", diff)
+		}
+		r.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	}
+}
+
+func TestResolveServices(t *testing.T) {
+	eps := []*model.EndpointSlice{slice("web-1", "web", "http 8080/TCP", "10.1.0.1")}
+	for _, tc := range []resolveCase{
+		{name: "no Service", slices: eps},
+		{name: "no slices", svc: service("web", "10.96.0.1", "http 80/TCP"),
+			want: []string{"web:http/TCP 10.96.0.1:80:"}},
+		{name: "no cluster IP of the family", svc: service("web", "fd00::1", "http 80/TCP"), slices: eps},
+		{name: "no ports", svc: service("web", "10.96.0.1"), slices: eps},
+		{name: "no ports in the slice", svc: service("web", "10.96.0.1", "http 80/TCP"),
+			slices: []*model.EndpointSlice{slice("web-1", "web", "", "10.1.0.1")},
+			want:   []string{"web:http/TCP 10.96.0.1:80:"}},
+		{name: "unnamed port", svc: service("web", "10.96.0.1", "80/TCP"),
+			slices: []*model.EndpointSlice{slice("web-1", "web", "8080/TCP", "10.1.0.1")},
+			want:   []string{"web/TCP 10.96.0.1:80: 10.1.0.1:8080"}},
+		{name: "unnamed is not named", svc: service("web", "10.96.0.1", "80/TCP"), slices: eps,
+			want: []string{"web/TCP 10.96.0.1:80:"}},
+		{name: "other name", svc: service("web", "10.96.0.1", "https 80/TCP"), slices: eps,
+			want: []string{"web:https/TCP 10.96.0.1:80:"}},
+		{name: "other protocol", svc: service("web", "10.96.0.1", "http 80/UDP"), slices: eps,
+			want: []string{"web:http/UDP 10.96.0.1:80:"}},
+		{name: "one name for two protocols", svc: service("dns", "10.96.0.10", "dns 53/UDP", "dns 53/TCP"),
+			slices: []*model.EndpointSlice{
+				slice("dns-1", "dns", "dns 5353/TCP, dns 53/UDP", "10.1.0.1"),
+				slice("dns-2", "dns", "dns 5300/UDP", "10.1.0.2"),
+			},
+			want: []string{
+				"dns:dns/UDP 10.96.0.10:53: 10.1.0.1:53 10.1.0.2:5300",
+				"dns:dns/TCP 10.96.0.10:53: 10.1.0.1:5353",
+			}},
+		{name: "a target port that differs between slices", svc: service("web", "10.96.0.1", "http 80/TCP"),
+			slices: []*model.EndpointSlice{
+				slice("web-1", "web", "http 8080/TCP", "10.1.0.1"),
+				slice("web-2", "web", "http 8081/TCP", "10.1.0.1"),
+			},
+			want: []string{"web:http/TCP 10.96.0.1:80: 10.1.0.1:8080 10.1.0.1:8081"}},
+	} {
+		t.Run(tc.name, tc.run)
+	}
+}
+
+func TestResolveFamilies(t *testing.T) {
+	both := []*model.EndpointSlice{
+		slice("web-4", "web", "http 8080/TCP", "10.1.0.1"),
+		slice("web-6", "web", "http 8080/TCP", "fd01::1"),
+	}
+	for _, tc := range []resolveCase{
+		{name: "IPv4 of dual-stack", svc: service("web", "10.96.0.1 fd00::1", "http 80/TCP"), slices: both,
+			want: []string{"web:http/TCP 10.96.0.1:80: 10.1.0.1:8080"}},
+		{name: "IPv6 of dual-stack", svc: service("web", "10.96.0.1 fd00::1", "http 80/TCP"), slices: both,
+			family: model.IPv6, want: []string{"web:http/TCP [fd00::1]:80: [fd01::1]:8080"}},
+		{name: "IPv6 first", svc: service("web", "fd00::1 10.96.0.1", "http 80/TCP"), slices: both,
+			want: []string{"web:http/TCP 10.96.0.1:80: 10.1.0.1:8080"}},
+		{name: "slices of the other family only", svc: service("web", "10.96.0.1", "http 80/TCP"), slices: both[1:],
+			want: []string{"web:http/TCP 10.96.0.1:80:"}},
+	} {
+		t.Run(tc.name, tc.run)
+	}
+}
+
+func TestResolveEndpoints(t *testing.T) {
+	svc := service("web", "10.96.0.1", "80/TCP")
+	one := func(endpoints ...string) []*model.EndpointSlice {
+		return []*model.EndpointSlice{slice("web-1", "web", "8080/TCP", endpoints...)}
+	}
+	two := func(a, b string) []*model.EndpointSlice {
+		return append(one(a), slice("web-2", "web", "8080/TCP", b))
+	}
+	const vip = "web/TCP 10.96.0.1:80:"
+	for _, tc := range []resolveCase{
+		{name: "only ready ones", slices: one("10.1.0.1", "10.1.0.2!", "10.1.0.3~"), want: []string{vip + " 10.1.0.1:8080"}},
+		{name: "none ready", slices: one("10.1.0.2!"), want: []string{vip}},
+		{name: "text order", slices: one("10.1.0.9", "10.1.0.10", "10.1.0.1", "9.1.0.1", "10.1.0.100"),
+			want: []string{vip + " 10.1.0.100:8080 10.1.0.10:8080 10.1.0.1:8080 10.1.0.9:8080 9.1.0.1:8080"}},
+		{name: "local by node name", slices: one("10.1.0.1@here", "10.1.0.2@there", "10.1.0.3"),
+			want: []string{vip + " 10.1.0.1:8080* 10.1.0.2:8080 10.1.0.3:8080"}},
+		{name: "no node name is nowhere", node: "-", slices: one("10.1.0.1", "10.1.0.2@here"),
+			want: []string{vip + " 10.1.0.1:8080 10.1.0.2:8080"}},
+		{name: "twice in one slice", slices: one("10.1.0.1", "10.1.0.1"), want: []string{vip + " 10.1.0.1:8080"}},
+		{name: "in two slices", slices: two("10.1.0.1", "10.1.0.1"), want: []string{vip + " 10.1.0.1:8080"}},
+		{name: "ready in one slice, not in the other", slices: two("10.1.0.1!", "10.1.0.1"),
+			want: []string{vip + " 10.1.0.1:8080"}},
+		{name: "ready in one slice, terminating in the other", slices: two("10.1.0.1~", "10.1.0.1@here"),
+			want: []string{vip + " 10.1.0.1:8080*"}},
+		{name: "the duplicate that is local stays", slices: two("10.1.0.1@there", "10.1.0.1@here"),
+			want: []string{vip + " 10.1.0.1:8080*"}},
+	} {
+		tc.svc = svc
+		t.Run(tc.name, tc.run)
+	}
+}
+
+// TestResolveUnnamedNode has no local endpoints where the node has no name,
+// not even those whose node is unknown.
+func TestResolveUnnamedNode(t *testing.T) {
+	got := Resolve(service("web", "10.96.0.1", "80/TCP"),
+		[]*model.EndpointSlice{slice("web-1", "web", "8080/TCP", "10.1.0.1")}, "", model.IPv4)
+	if want := "web/TCP 10.96.0.1:80: 10.1.0.1:8080"; len(got) != 1 || portText(got[0]) != want {
+		t.Errorf("got %v, want %q", got, want)
+	}
+}
+
+// TestResolveIPv6Order sorts by the text of address and port, brackets and all.
+func TestResolveIPv6Order(t *testing.T) {
+	resolveCase{
+		svc: service("web", "fd00::1", "80/TCP"), family: model.IPv6,
+		slices: []*model.EndpointSlice{slice("web-1", "web", "8080/TCP", "fd01::a", "fd01::10", "fd01::1", "fd01::")},
+		want:   []string{"web/TCP [fd00::1]:80: [fd01::10]:8080 [fd01::1]:8080 [fd01::]:8080 [fd01::a]:8080"},
+	}.run(t)
+}
+
+// TestResolveLeavesItsInputAlone resolves twice and finds the same objects.
+func TestResolveLeavesItsInputAlone(t *testing.T) {
+	svc := service("web", "10.96.0.1", "http 80/TCP", "dns 53/UDP")
+	in := func() []*model.EndpointSlice {
+		return []*model.EndpointSlice{
+			slice("web-1", "web", "http 8080/TCP, dns 53/UDP", "10.1.0.2@here", "10.1.0.1", "10.1.0.2"),
+			slice("web-2", "web", "dns 53/UDP", "10.1.0.0", "10.1.0.1!"),
+		}
+	}
+	used := in()
+	first := Resolve(svc, used, here, model.IPv4)
+	second := Resolve(svc, used, here, model.IPv4)
+	addrs := cmp.Comparer(func(a, b model.ServicePort) bool { return a.Equal(&b) })
+	if diff := cmp.Diff(first, second, addrs); diff != "" {
+		t.Errorf("a second call differs:\n%s", diff)
+	}
+	for i, want := range in() {
+		if diff := cmp.Diff(want.Endpoints, used[i].Endpoints, cmp.Comparer(func(a, b model.SliceEndpoint) bool { return a == b })); diff != "" {
+			t.Errorf("slice %d was changed:\n%s", i, diff)
+		}
+	}
+}
