@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+# "make help" lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+BIN      := bin
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GOFILES  := $(shell git ls-files '*.go' ':!e2e/tools' 2>/dev/null)
+ROOT     := $(shell [ "$$(id -u)" = 0 ] && echo yes)
+# Kernel tests need root. Without it they say what they skip; with it a skip
+# that e2e/skips.txt does not allow fails the run.
+STRICT   := $(if $(ROOT),-strict)
+UNIT     := ./cmd/... ./internal/... ./iptables/... ./nat/... ./proxier/...
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: deps
+deps: ## Install the Debian packages that demo and tests need (root)
+	@e2e/install-deps.sh
+
+.PHONY: build
+build: deps ## Build bin/fairlead
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN)/fairlead ./cmd/fairlead
+
+.PHONY: demo
+demo: build ## Watch Services work on a node made of network namespaces (root)
+	@go build -o $(BIN)/demo ./e2e/demo
+	@$(BIN)/demo --fairlead $(BIN)/fairlead
+
+.PHONY: tools
+tools: deps ## Build etcd and kube-apiserver for the end-to-end tests
+	@$(MAKE) --no-print-directory -C e2e/tools
+
+.PHONY: test
+test: build tools lint ## Run all tests
+	@go build -o $(BIN)/testreport ./e2e/testreport
+	@{ go test -race -json -timeout 20m $(UNIT) || true; \
+	   go test -json -timeout 30m ./e2e/... || true; } | $(BIN)/testreport $(STRICT)
+
+.PHONY: test-unit
+test-unit: ## Run the tests that need neither root nor tools
+	go test -race $(UNIT)
+
+.PHONY: lint
+lint: ## Check formatting, vet, and shell scripts
+	@test -z "$$(gofmt -l $(GOFILES))" || { echo "gofmt would change: $$(gofmt -l $(GOFILES))"; exit 1; }
+	@go vet ./...
+	@if command -v shellcheck >/dev/null; then shellcheck e2e/*.sh .ci/run; fi
+
+.PHONY: golden
+golden: ## Rewrite the golden files from what the code does now
+	go test ./iptables -update
+
+.PHONY: bench
+bench: ## Run the micro-benchmarks
+	go test -run '^$$' -bench . -benchmem $(UNIT)
+
+.PHONY: fuzz
+fuzz: ## Fuzz each parser for half a minute
+	@for t in $$(grep -rlE '^func Fuzz' --include='*_test.go' $(dir $(UNIT:/...=/))); do \
+	  for f in $$(grep -oE '^func Fuzz\w+' $$t | cut -c6-); do \
+	    echo "$$t $$f"; go test ./$$(dirname $$t) -run '^$$' -fuzz "^$$f$$" -fuzztime 30s; done; done
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf $(BIN) .cache

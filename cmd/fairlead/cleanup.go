@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"fairlead/iptables/ruleset"
+	"fairlead/proxier/model"
+)
+
+func cleanupCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove the rules that Fairlead or kube-proxy has left",
+		Long: `Remove the chains and jumps of Fairlead and of kube-proxy's iptables mode from
+this node, of both families and in both variants of iptables. Rules of others
+stay as they are, and so does a chain that rules of others lead to.
+
+Connections to Services stop working. Stop the agent first, or it will write
+its rules again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkPrivilege(); err != nil {
+				return err
+			}
+			return cleanup(cmd.Context(), cmd)
+		},
+	}
+}
+
+// cleanup removes what is ours from wherever it may be. One failure does not
+// keep it from the rest.
+func cleanup(ctx context.Context, cmd *cobra.Command) error {
+	var errs []error
+	missing := 0
+	for _, v := range []ruleset.Variant{ruleset.NFT, ruleset.Legacy} {
+		for _, f := range model.Families() {
+			cmds, err := ruleset.CommandsFor(ctx, ruleset.SystemExec{}, v, f == model.IPv6)
+			if errors.Is(err, ruleset.ErrNoCommand) {
+				missing++
+				continue
+			}
+			if err == nil {
+				node := &nodeKernel{variant: v}
+				_, err = node.engine(cmds).Clean(ctx)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("clean up %s, %s variant: %w", f, v, err))
+			}
+		}
+	}
+	if missing == 4 {
+		return fmt.Errorf("no iptables command found: %w", ruleset.ErrNoCommand)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
+
+	"fairlead/iptables/ruleset"
+	"fairlead/proxier/model"
+)
+
+// options are the flags as given. Names and defaults are kube-proxy's where it
+// has the flag.
+type options struct {
+	kubeconfig, master, manifests string
+	hostname                      string
+	mode, variant                 string
+	clusterCIDR                   string
+	bindAddress                   string
+	healthzAddress                string
+	metricsAddress                string
+	bindHardFail, profiling       bool
+	minSyncPeriod, syncPeriod     time.Duration
+	masqueradeAll                 bool
+	masqueradeBit                 int
+	// changed tells whether a flag was given.
+	changed func(name string) bool
+}
+
+// register defines the flags.
+func (o *options) register(fs *pflag.FlagSet) {
+	o.changed = fs.Changed
+	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "File with the address and credentials of the API server. Empty, with --master empty too, means those of the pod that the agent runs in.")
+	fs.StringVar(&o.master, "master", "", "URL of the API server; overrides the kubeconfig's.")
+	fs.StringVar(&o.manifests, "manifests", "", "Directory of .yaml, .yml and .json files with Services, EndpointSlices and a Node, to use instead of an API server.")
+	fs.StringVar(&o.hostname, "hostname-override", "", "Name of this node; empty means the host name.")
+	fs.StringVar(&o.mode, "proxy-mode", "iptables", "How to program the kernel: iptables.")
+	fs.StringVar(&o.mode, "mode", "iptables", "Same as --proxy-mode.")
+	fs.StringVar(&o.variant, "iptables-variant", "auto", "Which iptables to use: nft, legacy, or auto, which finds out what this host uses.")
+	fs.StringVar(&o.clusterCIDR, "cluster-cidr", "", "CIDR of the pods' addresses, or two, one of each family, with a comma between. Traffic to a cluster IP from elsewhere is masqueraded.")
+	fs.StringVar(&o.bindAddress, "bind-address", "0.0.0.0", "This node's address. An IPv6 address moves the defaults of the two addresses below to IPv6.")
+	fs.StringVar(&o.healthzAddress, "healthz-bind-address", "0.0.0.0:10256", "Address and port of /healthz and /livez; empty means none.")
+	fs.StringVar(&o.metricsAddress, "metrics-bind-address", "127.0.0.1:10249", "Address and port of /metrics and /proxyMode; empty means none.")
+	fs.BoolVar(&o.bindHardFail, "bind-address-hard-fail", false, "Exit when an address cannot be bound, instead of trying again.")
+	fs.BoolVar(&o.profiling, "profiling", false, "Serve /debug/pprof beside /metrics.")
+	fs.DurationVar(&o.minSyncPeriod, "iptables-min-sync-period", 0, "Least time between the starts of two syncs. 0 means at once when idle, and after a sync a rest as long as the sync.")
+	fs.DurationVar(&o.syncPeriod, "iptables-sync-period", 30*time.Second, "How often the rules are checked against what others may have changed.")
+	fs.BoolVar(&o.masqueradeAll, "masquerade-all", false, "Masquerade all traffic to cluster IPs.")
+	fs.IntVar(&o.masqueradeBit, "iptables-masquerade-bit", 14, "Bit, 0 to 31, of the packet mark that asks for masquerading.")
+}
+
+// logFlags returns klog's flags that are useful in a container.
+func logFlags() *pflag.FlagSet {
+	all := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(all)
+	fs := pflag.NewFlagSet("log", pflag.ContinueOnError)
+	v := pflag.PFlagFromGoFlag(all.Lookup("v"))
+	v.Usage = "How much to log: 0 what an operator must know, 2 a line per sync, 4 details, 6 every rule written."
+	fs.AddFlag(v)
+	fs.AddFlag(pflag.PFlagFromGoFlag(all.Lookup("vmodule")))
+	return fs
+}
+
+// config is what the flags mean.
+type config struct {
+	options
+	nodeName     string
+	variant      ruleset.Variant // empty: find out
+	clusterCIDRs map[model.Family]netip.Prefix
+}
+
+// config checks the flags. Its errors name the flag, the value and the remedy.
+func (o *options) config() (*config, error) {
+	cfg := &config{options: *o}
+	var errs []error
+	check := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	var err error
+	check(checkMode(o.mode))
+	cfg.variant, err = parseVariant(o.variant)
+	check(err)
+	cfg.clusterCIDRs, err = parseCIDRs("--cluster-cidr", o.clusterCIDR)
+	check(err)
+	cfg.nodeName, err = nodeName(o.hostname)
+	check(err)
+	check(o.checkNumbers())
+	check(cfg.setAddresses())
+	if len(errs) > 0 {
+		return nil, errs[0]
+	}
+	return cfg, nil
+}
+
+func checkMode(mode string) error {
+	switch mode {
+	case "iptables", "":
+		return nil
+	case "ipvs", "nftables":
+		return fmt.Errorf("--proxy-mode %s is not available in this version; use --proxy-mode iptables", mode)
+	}
+	return fmt.Errorf("--proxy-mode %q is unknown; use --proxy-mode iptables", mode)
+}
+
+func parseVariant(s string) (ruleset.Variant, error) {
+	switch v := ruleset.Variant(s); v {
+	case ruleset.NFT, ruleset.Legacy:
+		return v, nil
+	case "auto", "":
+		return "", nil
+	}
+	return "", fmt.Errorf("--iptables-variant %q is unknown; use auto, nft or legacy", s)
+}
+
+// parseCIDRs reads a list with at most one CIDR of each family.
+func parseCIDRs(flag, s string) (map[model.Family]netip.Prefix, error) {
+	out := map[model.Family]netip.Prefix{}
+	for _, part := range strings.Split(s, ",") {
+		part = strings.TrimSpace(part)
+		if part == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(part)
+		if err != nil || p.Addr().Is4In6() {
+			return nil, fmt.Errorf("%s %q is not a CIDR; write it like 10.244.0.0/16 or fd00:10:244::/56", flag, part)
+		}
+		f := model.FamilyOf(p.Addr())
+		if _, twice := out[f]; twice {
+			return nil, fmt.Errorf("%s %q names two %s CIDRs; give at most one of each family", flag, s, f)
+		}
+		out[f] = p.Masked()
+	}
+	return out, nil
+}
+
+// nodeName is the name that the Node object has: lower case, as kubelet
+// registers it.
+func nodeName(override string) (string, error) {
+	name := override
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			return "", fmt.Errorf("read host name: %w; name the node with --hostname-override", err)
+		}
+	}
+	name = strings.ToLower(strings.TrimSpace(name))
+	if name == "" {
+		return "", errors.New("this host has no name; name the node with --hostname-override")
+	}
+	return name, nil
+}
+
+func (o *options) checkNumbers() error {
+	switch {
+	case o.masqueradeBit < 0 || o.masqueradeBit > 31:
+		return fmt.Errorf("--iptables-masquerade-bit %d is not a bit of a mark; use 0 to 31", o.masqueradeBit)
+	case o.syncPeriod <= 0:
+		return fmt.Errorf("--iptables-sync-period %s must be above 0", o.syncPeriod)
+	case o.minSyncPeriod < 0:
+		return fmt.Errorf("--iptables-min-sync-period %s must not be below 0", o.minSyncPeriod)
+	case o.minSyncPeriod > o.syncPeriod:
+		return fmt.Errorf("--iptables-min-sync-period %s must not be above --iptables-sync-period %s", o.minSyncPeriod, o.syncPeriod)
+	}
+	return nil
+}
+
+// setAddresses fills in the defaults of the addresses to serve on.
+func (c *config) setAddresses() error {
+	bind, err := netip.ParseAddr(c.bindAddress)
+	if err != nil {
+		return fmt.Errorf("--bind-address %q is not an IP address", c.bindAddress)
+	}
+	if bind.Is6() {
+		if !c.changed("healthz-bind-address") {
+			c.healthzAddress = "[::]:10256"
+		}
+		if !c.changed("metrics-bind-address") {
+			c.metricsAddress = "[::1]:10249"
+		}
+	}
+	if c.healthzAddress, err = hostPort("--healthz-bind-address", c.healthzAddress, 10256); err != nil {
+		return err
+	}
+	c.metricsAddress, err = hostPort("--metrics-bind-address", c.metricsAddress, 10249)
+	return err
+}
+
+// hostPort checks an address to serve on, and adds the port where it is
+// missing. Empty stays empty.
+func hostPort(flag, s string, port int) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	if ip, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		return net.JoinHostPort(ip.String(), strconv.Itoa(port)), nil
+	}
+	if _, err := netip.ParseAddrPort(s); err != nil {
+		return "", fmt.Errorf("%s %q is not an address and port; write it like 0.0.0.0:%d", flag, s, port)
+	}
+	return s, nil
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"fairlead/iptables"
+	"fairlead/iptables/ruleset"
+	"fairlead/nat"
+	"fairlead/proxier/model"
+)
+
+// nodeKernel is what this node's kernel can do for us.
+type nodeKernel struct {
+	variant  ruleset.Variant
+	families []model.Family
+	commands map[model.Family]ruleset.Commands
+}
+
+// probeNode finds out which families and which iptables this node has. It
+// changes nothing. A variant that is given is not looked for.
+func probeNode(ctx context.Context, v ruleset.Variant) (*nodeKernel, error) {
+	if err := checkPrivilege(); err != nil {
+		return nil, err
+	}
+	if v == "" {
+		var err error
+		if v, err = ruleset.DetectVariant(ctx, ruleset.SystemExec{}); err != nil {
+			return nil, err
+		}
+	}
+	n := &nodeKernel{variant: v, commands: map[model.Family]ruleset.Commands{}}
+	for _, f := range model.Families() {
+		if f == model.IPv6 && !ipv6Enabled() {
+			klog.FromContext(ctx).Info("IPv6 is off in this kernel, going on with IPv4 alone")
+			continue
+		}
+		cmds, err := ruleset.CommandsFor(ctx, ruleset.SystemExec{}, v, f == model.IPv6)
+		if f == model.IPv6 && errors.Is(err, ruleset.ErrNoCommand) {
+			klog.FromContext(ctx).Info("Going on with IPv4 alone", "reason", err.Error())
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		n.families = append(n.families, f)
+		n.commands[f] = cmds
+	}
+	return n, nil
+}
+
+// engine returns the one writer of a family's rules.
+func (n *nodeKernel) engine(cmds ruleset.Commands) *ruleset.Engine {
+	return ruleset.NewEngine(ruleset.Config{
+		Exec: ruleset.SystemExec{}, Commands: cmds, Variant: n.variant,
+		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution()},
+	})
+}
+
+// checkPrivilege tells what is missing to program the kernel.
+func checkPrivilege() error {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return errors.New("no permission to program the kernel (CAP_NET_ADMIN is missing); run as root, or give the container that capability")
+	}
+	return nil
+}
+
+// ipv6Enabled tells whether the kernel has IPv6 and it is not switched off.
+func ipv6Enabled() bool {
+	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+		return false
+	}
+	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+	return err != nil || strings.TrimSpace(string(off)) != "1"
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
+
+	"fairlead/iptables"
+	"fairlead/nat"
+	"fairlead/proxier"
+	"fairlead/proxier/health"
+	"fairlead/proxier/model"
+	"fairlead/proxier/source"
+	"fairlead/proxier/source/apiserver"
+	"fairlead/proxier/source/manifests"
+)
+
+// run is the agent: it wires the parts and runs them until ctx is done.
+func run(ctx context.Context, cfg *config) error {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	src, err := newSource(cfg, reg)
+	if err != nil {
+		return err
+	}
+	node, err := probeNode(ctx, cfg.variant)
+	if err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Starting", "version", buildVersion(), "node", cfg.nodeName,
+		"proxyMode", "iptables", "iptablesVariant", node.variant, "families", node.families)
+
+	state, err := health.New(health.Config{Timeout: 2 * cfg.syncPeriod, Registerer: reg})
+	if err != nil {
+		return err
+	}
+	metrics := proxier.NewMetrics(reg, node.families)
+	tracker := proxier.NewTracker(proxier.TrackerConfig{Families: node.families, Health: state, Metrics: metrics})
+	modeMetrics := iptables.NewMetrics(reg, node.families)
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return src.Run(ctx, tracker) })
+	for _, f := range node.families {
+		loop := proxier.NewLoop(proxier.LoopConfig{
+			Family: f, Mode: newMode(cfg, node, f, modeMetrics), Tracker: tracker,
+			Health: state, Metrics: metrics, NodeName: cfg.nodeName,
+			MinSyncPeriod: cfg.minSyncPeriod, SyncPeriod: cfg.syncPeriod,
+		})
+		g.Go(func() error { return loop.Run(ctx) })
+	}
+	serve := func(name, addr, flag string, h http.Handler) {
+		if addr != "" {
+			g.Go(func() error {
+				return health.Serve(ctx, health.ServeConfig{Name: name, Addr: addr, Flag: flag, HardFail: cfg.bindHardFail, Handler: h})
+			})
+		}
+	}
+	serve("healthz", cfg.healthzAddress, "--healthz-bind-address", state.Handler())
+	serve("metrics", cfg.metricsAddress, "--metrics-bind-address", health.MetricsHandler(ctx, health.MetricsConfig{
+		Gatherer: reg, ProxyMode: "iptables", Profiling: cfg.profiling,
+	}))
+	err = g.Wait()
+	klog.FromContext(ctx).Info("Stopped, the rules stay in place")
+	return err
+}
+
+// newSource returns the one source that the flags ask for. With a directory of
+// manifests no API client is made, even if a kubeconfig is named.
+func newSource(cfg *config, reg prometheus.Registerer) (source.Source, error) {
+	if cfg.manifests != "" {
+		return manifests.New(manifests.Config{
+			Dir: cfg.manifests, NodeName: cfg.nodeName,
+			Metrics: source.NewMetrics(reg), FileMetrics: manifests.NewMetrics(reg),
+		})
+	}
+	client, err := apiserver.NewClient(cfg.kubeconfig, cfg.master, buildVersion())
+	if err != nil {
+		return nil, err
+	}
+	return apiserver.New(apiserver.Config{Client: client, NodeName: cfg.nodeName, Metrics: source.NewMetrics(reg)})
+}
+
+// newMode returns the mode for one family.
+func newMode(cfg *config, node *nodeKernel, f model.Family, metrics *iptables.Metrics) proxier.Mode {
+	engine := node.engine(node.commands[f])
+	engine.Stage(nat.Chains(cfg.masqueradeBit))
+	return iptables.New(iptables.RenderConfig{
+		Family:        f,
+		ClusterCIDR:   cfg.clusterCIDRs[f],
+		MasqueradeAll: cfg.masqueradeAll,
+		MasqueradeBit: cfg.masqueradeBit,
+	}, engine, metrics)
+}
