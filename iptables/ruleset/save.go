@@ -97,10 +97,12 @@ func parse(r io.Reader, v visitor) error {
 
 // openQuote tells whether a quoted word of a rule's line has no end in it.
 func openQuote(line string) bool {
-	if line[0] != '-' && line[0] != '[' || strings.Count(line, `"`)%2 == 0 && !strings.Contains(line, `\`) {
+	rest, ok := strings.CutPrefix(withoutCounters(line), "-A ")
+	if !ok || strings.Count(rest, `"`)%2 == 0 && !strings.Contains(rest, `\`) {
 		return false // almost all
 	}
-	for rest := line; rest != ""; {
+	_, rest, _ = strings.Cut(rest, " ") // the chain
+	for rest != "" {
 		var tok string
 		tok, rest = nextToken(rest)
 		if strings.HasPrefix(tok, `"`) && quoteEnd(tok) < 0 {
@@ -154,10 +156,17 @@ func (p *parser) parseChain(s string) error {
 	return nil
 }
 
-func (p *parser) parseRule(line string) error {
-	if line[0] == '[' { // counters, with iptables-save -c
+// withoutCounters returns a rule's line without the counters that iptables-save
+// -c puts before it.
+func withoutCounters(line string) string {
+	if strings.HasPrefix(line, "[") {
 		_, line, _ = strings.Cut(line, "] ")
 	}
+	return line
+}
+
+func (p *parser) parseRule(line string) error {
+	line = withoutCounters(line)
 	rest, ok := strings.CutPrefix(line, "-A ")
 	if !ok {
 		return fmt.Errorf("unknown line %q", line)

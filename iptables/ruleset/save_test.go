@@ -225,6 +225,7 @@ func FuzzParse(f *testing.F) {
 	for _, text := range []string{
 		"", "\n", "*nat\nCOMMIT\n", "*nat\n:A - [0:0]\n-A A\nCOMMIT", "*nat\n-A A -j B\n:A ACCEPT\nCOMMIT\n",
 		"*nat\nCOMMIT\n*nat\n:A -\nCOMMIT\n", "*n\n-A A \"x\ny\"\nCOMMIT\n", "*n\n-A A x\r \nCOMMIT\n", "*n\n[1:2] -A A x\nCOMMIT\n",
+		"*n\n[1 -A A \"x\n[1:2] -A B y\"\nCOMMIT\n", "*n\n-A \"A x\nCOMMIT\n", "*n\n-A \"A\nB\"\nCOMMIT\n",
 	} {
 		f.Add(text)
 	}
