@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,7 +36,7 @@ func run(ctx context.Context, cfg *config) error {
 		return err
 	}
 	klog.FromContext(ctx).Info("Starting", "version", buildVersion(), "node", cfg.nodeName,
-		"proxyMode", "iptables", "iptablesVariant", node.variant, "families", node.families)
+		"proxyMode", "iptables", "iptablesVariant", node.variant, "families", fmt.Sprint(node.families))
 
 	state, err := health.New(health.Config{Timeout: 2 * cfg.syncPeriod, Registerer: reg})
 	if err != nil {

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/coreos/go-iptables/iptables"
+	"github.com/google/go-cmp/cmp"
+
+	"fairlead/e2e/lab"
+	"fairlead/iptables/ruleset"
+	"fairlead/proxier/model"
+)
+
+// otherRules are chains and rules as Docker, a CNI plugin and an admin make
+// them, by family-neutral matches.
+func otherRules() []foreignRule {
+	return []foreignRule{
+		{"nat", "DOCKER", "-i docker0 -j RETURN"},
+		{"nat", "PREROUTING", "-m addrtype --dst-type LOCAL -j DOCKER"},
+		{"filter", "DOCKER-USER", "-j RETURN"},
+		{"filter", "FORWARD", "-j DOCKER-USER"},
+		{"filter", "FORWARD", "-o docker0 -j ACCEPT"},
+		{"nat", "CNI-HOSTPORT-MASQ", "-m mark --mark 0x2000/0x2000 -j MASQUERADE"},
+		{"nat", "POSTROUTING", "-m comment --comment portmap -j CNI-HOSTPORT-MASQ"},
+		{"filter", "INPUT", "-p tcp -m tcp --dport 22 -j ACCEPT"},
+		{"mangle", "KUBE-KUBELET-CANARY", ""},
+		{"filter", "KUBE-FIREWALL", "-m mark --mark 0x8000/0x8000 -j DROP"},
+		{"filter", "INPUT", "-j KUBE-FIREWALL"},
+	}
+}
+
+// foreignRule is a rule that is not ours; without text it is only its chain.
+type foreignRule struct{ table, chain, text string }
+
+// add makes the rules one by one, as their owners do.
+func addForeign(t *testing.T, n *lab.Node, v lab.Variant, rules ...foreignRule) {
+	t.Helper()
+	for _, f := range families() {
+		err := n.Do(func() error {
+			ipt, err := iptables.New(iptables.Path(v.Tool(f, "")), iptables.IPFamily(protocol(f)), iptables.Timeout(5))
+			if err != nil {
+				return err
+			}
+			for _, r := range rules {
+				if err := addOne(ipt, r); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func addOne(ipt *iptables.IPTables, r foreignRule) error {
+	exists, err := ipt.ChainExists(r.table, r.chain)
+	if err != nil {
+		return err
+	}
+	if !exists {
+		if err := ipt.NewChain(r.table, r.chain); err != nil {
+			return err
+		}
+	}
+	if r.text == "" {
+		return nil
+	}
+	return ipt.Append(r.table, r.chain, strings.Fields(r.text)...)
+}
+
+func protocol(f model.Family) iptables.Protocol {
+	if f == model.IPv6 {
+		return iptables.ProtocolIPv6
+	}
+	return iptables.ProtocolIPv4
+}
+
+// TestKernelOthersRulesStay: rules of others stay as they are, before, while
+// and after the agent runs, and cleanup leaves what was there without it.
+func TestKernelOthersRulesStay(t *testing.T) {
+	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
+		ctx := testContext(t)
+		node := l.Nodes[0]
+		early, late := otherRules(), []foreignRule{
+			{"nat", "CNI-DN-0123456789abcdef01234", "-p tcp -m tcp --dport 8080 -j RETURN"},
+			{"nat", "PREROUTING", "-m addrtype --dst-type LOCAL -j CNI-DN-0123456789abcdef01234"},
+			{"filter", "FORWARD", "-m comment --comment admin -j ACCEPT"},
+		}
+		addForeign(t, node, v, early...)
+		want := foreign(ctx, t, node, v)
+		if v == lab.Legacy && len(want) < 10 {
+			t.Fatalf("the fixtures are not there: %q", want)
+		}
+
+		dir := newDirectory(t)
+		dir.write("web.yaml", web(l, node.Pods[0])...)
+		a := startAgent(ctx, t, node, v, "--manifests", dir.path)
+		a.waitSynced(ctx, 0)
+		if diff := cmp.Diff(want, foreign(ctx, t, node, v)); diff != "" {
+			t.Errorf("after the first sync (-before +after):\n%s", diff)
+		}
+		addForeign(t, node, v, late...)
+		want = foreign(ctx, t, node, v)
+		from := len(a.log())
+		dir.write("web.yaml", web(l, node.Pods[1])...)
+		a.waitSynced(ctx, from)
+		if diff := cmp.Diff(want, foreign(ctx, t, node, v)); diff != "" {
+			t.Errorf("after a change (-before +after):\n%s", diff)
+		}
+		a.stop()
+		cleanUp(ctx, t, node)
+		if diff := cmp.Diff(want, everything(ctx, t, node, v)); diff != "" {
+			t.Errorf("after cleanup (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// everything returns the node's rules, without tables that hold only empty
+// built-in chains.
+func everything(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) []string {
+	t.Helper()
+	var out []string
+	for _, f := range families() {
+		text, err := n.Save(ctx, v, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := ruleset.Parse(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, table := range d {
+			for _, c := range table.Chains {
+				if c.Policy == "-" {
+					out = append(out, f.String()+" "+string(table.Name)+" :"+c.Name)
+				}
+				for _, r := range c.Rules {
+					out = append(out, f.String()+" "+string(table.Name)+" -A "+c.Name+" "+string(r))
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b string) int { return strings.Compare(key(a), key(b)) })
+	return out
+}
+
+// key groups lines by family, table and chain; their order within a chain
+// counts.
+func key(line string) string {
+	parts := strings.Fields(line)
+	if strings.HasPrefix(parts[2], ":") {
+		return strings.Join([]string{parts[0], parts[1], parts[2][1:], "0"}, " ")
+	}
+	return strings.Join([]string{parts[0], parts[1], parts[3], "1"}, " ")
+}
+
+// foreign returns what of everything is not the agent's.
+func foreign(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) []string {
+	t.Helper()
+	return slices.DeleteFunc(everything(ctx, t, n, v), func(line string) bool {
+		ours := false
+		for _, word := range strings.Fields(line) {
+			name := strings.TrimPrefix(word, ":")
+			ours = ours || strings.HasPrefix(name, "KUBE-") && name != "KUBE-FIREWALL" && name != "KUBE-KUBELET-CANARY"
+		}
+		return ours
+	})
+}
+
+// TestKernelForeignChangesHeal: what others change of our rules is repaired at
+// the next periodic check.
+func TestKernelForeignChangesHeal(t *testing.T) {
+	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
+		ctx := testContext(t)
+		node := l.Nodes[0]
+		dir := newDirectory(t)
+		dir.write("web.yaml", web(l, node.Pods[0])...)
+		a := startAgent(ctx, t, node, v, "--manifests", dir.path, "--iptables-sync-period", "500ms")
+		a.waitSynced(ctx, 0)
+		want := save(ctx, t, node, v)
+
+		for _, args := range [][]string{
+			{"-t", "nat", "-F"},
+			{"-t", "filter", "-F", "KUBE-FORWARD"},
+			{"-t", "nat", "-D", "PREROUTING", "1"},
+		} {
+			from := len(a.log())
+			for _, f := range families() {
+				if err := node.Iptables(ctx, v, f, args...); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a.waitLog(ctx, from, 2, "Repaired")
+			if diff := cmp.Diff(want, save(ctx, t, node, v)); diff != "" {
+				t.Errorf("after iptables %v (-before +after repair):\n%s", args, diff)
+			}
+		}
+	})
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"fairlead/e2e/lab"
+	"fairlead/proxier/model"
+)
+
+// TestKernelPermissions: the permissions in deploy/rbac.yaml are enough.
+func TestKernelPermissions(t *testing.T) {
+	ctx := testContext(t)
+	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+		t.Skip(err)
+	}
+	l := newLab(t)
+	node := l.Nodes[0]
+	c, kubeconfig := startCluster(ctx, t, l)
+	create(ctx, t, c.Clientset(), append(web(l, node.Pods[0]), nodeObject(node.Label))...)
+	createPermissions(ctx, t, c.Clientset(), filepath.Join("..", "deploy", "rbac.yaml"))
+
+	a := startAgent(ctx, t, node, lab.NFT, "--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"))
+	a.waitSynced(ctx, 0)
+	if r := webProbe(node.Pods[1], model.IPv4, "tcp").Once(ctx); r.Outcome != lab.Answered {
+		t.Error(r)
+	}
+	status, body := fetch(ctx, t, a, "http://127.0.0.1:10256/healthz")
+	if status != 200 {
+		t.Errorf("/healthz with the Node in the API server: got %d %s, want 200", status, body)
+	}
+	taintGone(ctx, t, c.Clientset(), node.Label)
+	a.waitHealthz(ctx, 503)
+}
+
+// createPermissions creates the objects of a file.
+func createPermissions(ctx context.Context, t *testing.T, c kubernetes.Interface, file string) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
+	for _, into := range []any{&corev1.ServiceAccount{}, &rbacv1.ClusterRole{}, &rbacv1.ClusterRoleBinding{}} {
+		if err := d.Decode(into); err != nil {
+			t.Fatal(err)
+		}
+		switch o := into.(type) {
+		case *corev1.ServiceAccount:
+			_, err = c.CoreV1().ServiceAccounts(o.Namespace).Create(ctx, o, metav1.CreateOptions{})
+		case *rbacv1.ClusterRole:
+			_, err = c.RbacV1().ClusterRoles().Create(ctx, o, metav1.CreateOptions{})
+		case *rbacv1.ClusterRoleBinding:
+			_, err = c.RbacV1().ClusterRoleBindings().Create(ctx, o, metav1.CreateOptions{})
+		}
+		if err != nil && !apierrors.IsNotFound(err) { // no kube-system without controllers; its name is enough
+			t.Fatal(err)
+		}
+	}
+	if err := d.Decode(&struct{}{}); err != io.EOF {
+		t.Fatalf("%s has more objects than this test creates: %v", file, err)
+	}
+}
+
+// impersonating returns a kubeconfig by which the user of another acts for a
+// third one.
+func impersonating(t *testing.T, kubeconfig, user string) string {
+	t.Helper()
+	cfg, err := clientcmd.LoadFromFile(kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, u := range cfg.AuthInfos {
+		u.Impersonate = user
+	}
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*cfg, file); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// taintGone marks a node as about to be deleted by the cluster autoscaler.
+func taintGone(ctx context.Context, t *testing.T, c kubernetes.Interface, name string) {
+	t.Helper()
+	n, err := c.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: "ToBeDeletedByClusterAutoscaler", Effect: corev1.TaintEffectNoSchedule})
+	if _, err := c.CoreV1().Nodes().Update(ctx, n, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// waitHealthz asks /healthz until it has a status.
+func (a *agent) waitHealthz(ctx context.Context, want int) {
+	a.t.Helper()
+	for {
+		status, body, err := a.get(ctx, "http://127.0.0.1:10256/healthz")
+		if status == want {
+			return
+		}
+		if ctx.Err() != nil {
+			a.t.Fatalf("/healthz: got %d %s (%v), want %d", status, body, err, want)
+		}
+	}
+}
