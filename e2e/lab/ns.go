@@ -47,10 +47,10 @@ func (l *Lab) newNS(ctx context.Context, label string) (*NS, error) {
 		handle: netns.None(),
 		addrs:  map[model.Family]netip.Addr{},
 	}
+	l.all = append(l.all, ns) // before, as a command that fails may have made it
 	if err := runIP(ctx, "netns", "add", ns.Name); err != nil {
 		return nil, err
 	}
-	l.all = append(l.all, ns)
 	handle, err := netns.GetFromPath(ns.Path())
 	if err != nil {
 		return nil, fmt.Errorf("open namespace %s: %w", ns.Name, err)
