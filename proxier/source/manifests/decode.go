@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package manifests
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"sigs.k8s.io/json"
+
+	"fairlead/proxier/source"
+)
+
+const (
+	// maxLists bounds how deep lists hold lists.
+	maxLists = 4
+	// maxWarnings bounds the warnings and the ignored kinds of a document.
+	maxWarnings = 10
+)
+
+// header is what an object says of its type.
+type header struct{ apiVersion, kind string }
+
+// The types of objects that are read, and the lists of them.
+var (
+	serviceType       = header{"v1", source.KindService}
+	endpointSliceType = header{"discovery.k8s.io/v1", source.KindEndpointSlice}
+	nodeType          = header{"v1", source.KindNode}
+
+	anyList           = header{"v1", "List"}
+	serviceList       = header{"v1", "ServiceList"}
+	endpointSliceList = header{"discovery.k8s.io/v1", "EndpointSliceList"}
+	nodeList          = header{"v1", "NodeList"}
+)
+
+// decoder turns the nodes of one document into objects.
+type decoder struct {
+	*document
+	nodeName  string
+	expansion *int
+}
+
+// value takes one object, or a list of them. implied is the type that it has
+// where it does not say, as the elements of a typed list may.
+func (d *decoder) value(n *yaml.Node, implied header, depth int) *problem {
+	n = resolve(n)
+	if n.Kind != yaml.MappingNode {
+		return problemf(n.Line, "not an object with apiVersion and kind")
+	}
+	head, p := readHeader(n, implied)
+	if p != nil {
+		return p
+	}
+	switch head {
+	case serviceType:
+		return d.service(n)
+	case endpointSliceType:
+		return d.endpointSlice(n)
+	case nodeType:
+		return d.node(n)
+	case anyList:
+		return d.list(n, header{}, depth)
+	case serviceList:
+		return d.list(n, serviceType, depth)
+	case endpointSliceList:
+		return d.list(n, endpointSliceType, depth)
+	case nodeList:
+		return d.list(n, nodeType, depth)
+	}
+	d.ignore(n, head)
+	return nil
+}
+
+// ignore notes an object of a kind that is not read, once per kind.
+func (d *decoder) ignore(n *yaml.Node, head header) {
+	kind := clip(head.apiVersion) + " " + clip(head.kind)
+	known := func(i ignored) bool { return i.kind == kind }
+	if len(d.ignored) < maxWarnings && !slices.ContainsFunc(d.ignored, known) {
+		d.ignored = append(d.ignored, ignored{kind: kind, line: n.Line})
+	}
+}
+
+func (d *decoder) list(n *yaml.Node, implied header, depth int) *problem {
+	if depth == maxLists {
+		return problemf(n.Line, "lists are nested deeper than %d levels", maxLists)
+	}
+	items := field(n, "items")
+	if items == nil || items.ShortTag() == "!!null" {
+		return nil
+	}
+	items = resolve(items)
+	if items.Kind != yaml.SequenceNode {
+		return problemf(items.Line, "items is not a list")
+	}
+	for _, item := range items.Content {
+		if item.Kind == yaml.AliasNode {
+			// What it costs to read an element again is not bounded by the
+			// size of the file.
+			return problemf(item.Line, "an element of a list is an alias, which is not supported")
+		}
+		if p := d.value(item, implied, depth+1); p != nil {
+			return p
+		}
+	}
+	return nil
+}
+
+func (d *decoder) service(n *yaml.Node) *problem {
+	var svc corev1.Service
+	version, p := d.decode(n, &svc)
+	if p != nil {
+		return p
+	}
+	defaultService(&svc)
+	value, used, refused := source.TranslateService(&svc)
+	d.objects = append(d.objects, &object{
+		id: id{source.KindService, keyOf(svc.Namespace, svc.Name)}, line: n.Line, version: version,
+		service: value, used: used, refused: refused,
+	})
+	return nil
+}
+
+func (d *decoder) endpointSlice(n *yaml.Node) *problem {
+	var slice discoveryv1.EndpointSlice
+	version, p := d.decode(n, &slice)
+	if p != nil {
+		return p
+	}
+	defaultEndpointSlice(&slice)
+	value, used, refused := source.TranslateEndpointSlice(&slice)
+	d.objects = append(d.objects, &object{
+		id: id{source.KindEndpointSlice, keyOf(slice.Namespace, slice.Name)}, line: n.Line, version: version,
+		slice: value, used: used, refused: refused,
+	})
+	return nil
+}
+
+func (d *decoder) node(n *yaml.Node) *problem {
+	var node corev1.Node
+	version, p := d.decode(n, &node)
+	if p != nil || node.Name != d.nodeName {
+		return p
+	}
+	value, used, refused := source.TranslateNode(&node)
+	d.objects = append(d.objects, &object{
+		id: id{source.KindNode, keyOf("", node.Name)}, line: n.Line, version: version,
+		node: value, used: used, refused: refused,
+	})
+	return nil
+}
+
+// decode fills into from n and returns what tells this version of the object
+// from others. Unknown fields are warnings.
+func (d *decoder) decode(n *yaml.Node, into any) (version string, p *problem) {
+	text, marks, p := encode(n, d.expansion)
+	if p != nil {
+		return "", p
+	}
+	unknown, err := json.UnmarshalStrict(text, into, json.DisallowUnknownFields)
+	if err != nil {
+		return "", decodeProblem(err, n, text, marks)
+	}
+	for _, u := range unknown {
+		if len(d.warnings) == maxWarnings {
+			break
+		}
+		line := n.Line
+		if at, ok := u.(json.FieldError); ok {
+			line = lineOfPath(n, at.FieldPath())
+		}
+		d.warnings = append(d.warnings, warning{line: line, text: clip(oneLine(u.Error()))})
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:8]), nil
+}
