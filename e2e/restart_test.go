@@ -175,6 +175,40 @@ func (c *loggedCommands) matching(text string) []string {
 	return out
 }
 
+// slowRestore makes the restore command of IPv4 say that it has begun, and then
+// hang. The returned function waits until it has.
+func (c *loggedCommands) slowRestore(v lab.Variant) (begun func()) {
+	c.t.Helper()
+	fifo := filepath.Join(c.dir, "begun")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	c.wrap("iptables-"+string(v)+"-restore", `case "$*" in *noflush*) echo begun >`+fifo+`; exec sleep 60;; esac`)
+	return func() {
+		c.t.Helper()
+		if _, err := os.ReadFile(fifo); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+// TestKernelStopDuringSync: an agent that is told to stop while a restore
+// command hangs does so within a second, and takes the command with it.
+func TestKernelStopDuringSync(t *testing.T) {
+	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
+		ctx := testContext(t)
+		dir := newDirectory(t)
+		dir.write("web.yaml", web(l, l.Nodes[0].Pods[0])...)
+		logged := newLoggedCommands(t)
+		begun := logged.slowRestore(v)
+		a := startAgentEnv(ctx, t, l.Nodes[0], v, []string{logged.path()}, "--manifests", dir.path)
+		begun()
+		if took := a.stop(); took > time.Second {
+			t.Errorf("stopping took %s, want at most a second", took)
+		}
+	})
+}
+
 // TestKernelKilledDuringSync: an agent that is killed while it restores rules
 // leaves a node that the next one brings to the right state.
 func TestKernelKilledDuringSync(t *testing.T) {
@@ -184,17 +218,10 @@ func TestKernelKilledDuringSync(t *testing.T) {
 		dir := newDirectory(t)
 		dir.write("web.yaml", web(l, node.Pods[0])...)
 
-		// The restore command says that it has begun, and waits to be killed.
 		logged := newLoggedCommands(t)
-		begun := filepath.Join(logged.dir, "begun")
-		if err := unix.Mkfifo(begun, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		logged.wrap("iptables-"+string(v)+"-restore", `case "$*" in *noflush*) echo begun >`+begun+`; sleep 60;; esac`)
+		begun := logged.slowRestore(v)
 		first := startAgentEnv(ctx, t, node, v, []string{logged.path()}, "--manifests", dir.path)
-		if _, err := os.ReadFile(begun); err != nil {
-			t.Fatal(err)
-		}
+		begun()
 		first.kill()
 
 		second := startAgent(ctx, t, node, v, "--manifests", dir.path)
