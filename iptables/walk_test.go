@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"fairlead/iptables/ruleset/fake"
+	"fairlead/proxier"
+	"fairlead/proxier/model"
+)
+
+// -seed repeats one random walk.
+var seed = flag.Uint64("seed", 0, "seed of the random walk; 0 for a few fixed ones")
+
+// TestWalk: after any sequence of snapshots and failing restores, each Sync
+// that succeeds leaves what an agent would write that knows only the last.
+func TestWalk(t *testing.T) {
+	seeds := []uint64{1, 2, 3, 4}
+	if *seed != 0 {
+		seeds = []uint64{*seed}
+	}
+	for _, s := range seeds {
+		t.Run(fmt.Sprintf("seed=%d", s), func(t *testing.T) {
+			t.Parallel()
+			w := &walk{t: t, rng: rand.New(rand.NewPCG(s, 0)), snap: model.NewSnapshot(), changed: map[model.ServicePortName]bool{}}
+			w.cfg = []RenderConfig{v4(), without(v4()), v6()}[s%3]
+			w.kernel.Fault = w.fault
+			w.agent = fakeAgent(t, &w.kernel, w.cfg)
+			for w.step = 0; w.step < 600 && !t.Failed(); w.step++ {
+				w.next()
+			}
+			if t.Failed() {
+				t.Logf("repeat with: go test -run '^TestWalk$' ./iptables -seed=%d", s)
+			}
+		})
+	}
+}
+
+// walk is an agent to which random things happen.
+type walk struct {
+	t      *testing.T
+	rng    *rand.Rand
+	cfg    RenderConfig
+	kernel fake.Kernel
+	agent  *agent
+	snap   *model.Snapshot
+	// changed are the names that no Sync that succeeded has carried.
+	changed map[model.ServicePortName]bool
+	step    int
+}
+
+func (w *walk) fault() fake.Fault {
+	if w.rng.IntN(5) > 0 {
+		return fake.NoFault
+	}
+	return []fake.Fault{fake.FailBefore, fake.FailBetween, fake.FailAfter, fake.Busy}[w.rng.IntN(4)]
+}
+
+func (w *walk) next() {
+	for range w.rng.IntN(4) {
+		w.change()
+	}
+	if w.rng.IntN(15) == 0 {
+		w.restart()
+	}
+	d := proxier.Desired{Snapshot: w.snap, Prune: w.rng.IntN(6) > 0, Verify: w.rng.IntN(10) == 0}
+	for name := range w.changed {
+		d.Changed = append(d.Changed, name)
+	}
+	r, err := w.agent.Sync(context.Background(), d)
+	if err != nil {
+		return
+	}
+	if len(r.Refused) > 0 { // a restore that failed too often; Verify mends it
+		w.kernel.Fault = nil
+		d.Verify = true
+		if r, err = w.agent.Sync(context.Background(), d); err != nil || len(r.Refused) > 0 {
+			w.t.Errorf("step %d: Sync() without faults = %+v, %v", w.step, r, err)
+		}
+		w.kernel.Fault = w.fault
+	}
+	clear(w.changed)
+	if d.Prune {
+		w.compare()
+	}
+}
+
+// restart starts a new agent, to which every port is new.
+func (w *walk) restart() {
+	w.agent = fakeAgent(w.t, &w.kernel, w.cfg)
+	clear(w.changed)
+	for p := range w.snap.All() {
+		w.changed[p.Name] = true
+	}
+}
+
+// change adds, changes or removes one port.
+func (w *walk) change() {
+	n := w.rng.IntN(12)
+	name := portName("ns", fmt.Sprintf("svc%d", n/3), fmt.Sprintf("p%d", n%3), []model.Protocol{model.TCP, model.UDP, model.SCTP}[w.rng.IntN(3)])
+	var p *model.ServicePort
+	if w.rng.IntN(4) > 0 {
+		p = &model.ServicePort{Name: name, ClusterIP: w.addr(96, n/3), Port: uint16(80 + n%3 + 3*w.rng.IntN(2))}
+		for i := range 5 {
+			if w.rng.IntN(2) == 0 {
+				p.Endpoints = append(p.Endpoints, model.Endpoint{AddrPort: netip.AddrPortFrom(w.addr(244, i), 8080)})
+			}
+		}
+	}
+	w.snap = w.snap.With(map[model.ServicePortName]*model.ServicePort{name: p})
+	w.changed[name] = true
+}
+
+func (w *walk) addr(net, host int) netip.Addr {
+	if w.cfg.Family == model.IPv6 {
+		return netip.MustParseAddr(fmt.Sprintf("fd00:%d::%d", net, host+1))
+	}
+	return netip.MustParseAddr(fmt.Sprintf("10.%d.0.%d", net, host+1))
+}
+
+func (w *walk) compare() {
+	w.t.Helper()
+	var fresh fake.Kernel
+	var ports []*model.ServicePort
+	for p := range w.snap.All() {
+		ports = append(ports, p)
+	}
+	fakeAgent(w.t, &fresh, w.cfg).sync(ports...)
+	if diff := cmp.Diff(fresh.Save(), w.kernel.Save()); diff != "" {
+		w.t.Errorf("step %d: rules (-full +incremental):\n%s", w.step, diff)
+	}
+}
