@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,15 +62,16 @@ func TestIncrementalEqualsFull(t *testing.T) {
 	const steps, settleEvery = 2400, 40
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd, faults := rand.New(rand.NewPCG(seed, 0)), rand.New(rand.NewPCG(seed, 1))
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		n := newNode(t, model.IPv4)
-		faulty := true
+		var faulty atomic.Bool
+		faulty.Store(true)
 		n.kernel.Fault = func() fake.Fault {
-			if faulty && rnd.IntN(5) == 0 {
-				return fake.FailBefore + fake.Fault(rnd.IntN(4))
+			if faulty.Load() && faults.IntN(5) == 0 {
+				return fake.FailBefore + fake.Fault(faults.IntN(4))
 			}
 			return fake.NoFault
 		}
@@ -82,13 +84,13 @@ func TestIncrementalEqualsFull(t *testing.T) {
 			if step%settleEvery != 0 {
 				continue
 			}
-			faulty = false
+			faulty.Store(false)
 			time.Sleep(2 * time.Minute) // past every backoff and a periodic check
 			synctest.Wait()
 			if diff := cmp.Diff(fullSync(t, w), n.kernel.Save()); diff != "" {
 				t.Fatalf("seed %d, after step %d (-full +incremental):\n%s", seed, step, diff)
 			}
-			faulty = true
+			faulty.Store(true)
 		}
 	})
 }

@@ -155,7 +155,7 @@ func TestStartErrors(t *testing.T) {
 				EtcdFlags:    []string{"--listen-client-urls=unix://elsewhere:0"},
 				ReadyTimeout: 300 * time.Millisecond,
 			},
-			want: []string{"wait for etcd", "etcd.sock"},
+			want: []string{"wait for etcd", "last lines"},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
