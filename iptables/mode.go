@@ -41,7 +41,7 @@ var _ proxier.Mode = (*Mode)(nil)
 // with Contribution and with nat's.
 func New(cfg RenderConfig, engine *ruleset.Engine, metrics *Metrics) *Mode {
 	return &Mode{
-		render: renderer{cfg}, engine: engine, metrics: metrics,
+		render: newRenderer(cfg), engine: engine, metrics: metrics,
 		ports: map[model.ServicePortName]portRules{},
 	}
 }

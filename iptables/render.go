@@ -29,6 +29,18 @@ type RenderConfig struct {
 // renderer turns Services into rules. It is pure.
 type renderer struct{ RenderConfig }
 
+// newRenderer brings the configuration into the form in which it can be
+// written into rules: iptables-save prints networks without host bits, and the
+// nft variant leaves out a match of a network that holds every address, even
+// if it is inverted.
+func newRenderer(cfg RenderConfig) renderer {
+	cfg.ClusterCIDR = cfg.ClusterCIDR.Masked()
+	if cfg.ClusterCIDR.Bits() == 0 { // nothing comes from elsewhere
+		cfg.ClusterCIDR = netip.Prefix{}
+	}
+	return renderer{cfg}
+}
+
 // portRules is what one port of a Service needs.
 type portRules struct {
 	// chains are the port's own, in the nat table.

@@ -193,7 +193,7 @@ func TestGoldenFilesAreAllInUse(t *testing.T) {
 // input is left alone.
 func TestRenderIsPure(t *testing.T) {
 	for _, tt := range renderCases() {
-		r := renderer{tt.cfg}
+		r := newRenderer(tt.cfg)
 		for i, p := range tt.ports {
 			before := *p
 			before.Endpoints = append([]model.Endpoint(nil), p.Endpoints...)
@@ -213,7 +213,7 @@ func TestRenderIsPure(t *testing.T) {
 func TestEndpointOrder(t *testing.T) {
 	name := portName("a", "b", "c", model.TCP)
 	eps := []string{"10.244.0.9:80", "10.244.0.1:80", "10.244.0.10:80", "10.244.0.2:80"}
-	rules := renderer{without(v4())}.port(port(name, "10.96.0.1", 80, eps...))
+	rules := newRenderer(without(v4())).port(port(name, "10.96.0.1", 80, eps...))
 	chain := rules.chains[ruleset.ChainKey{Table: ruleset.NAT, Name: serviceChain(name)}]
 	for i, ep := range eps {
 		if want := endpointChain(name, netip.MustParseAddrPort(ep)); chain.Rules[i].Target() != want {
@@ -250,7 +250,7 @@ func TestCommentsFit(t *testing.T) {
 	name := portName(strings.Repeat("n", 63), strings.Repeat("s", 63), strings.Repeat("p", 15), model.SCTP)
 	p := port(name, "fd00:1111:2222:3333:4444:5555:6666:7777", 65535, "[fd00:1111:2222:3333:4444:5555:6666:8888]:65535")
 	for _, p := range []*model.ServicePort{p, port(name, "fd00::1", 1)} {
-		rules := renderer{v6()}.port(p)
+		rules := newRenderer(v6()).port(p)
 		all := []ruleset.Rule{rules.dispatch, rules.reject}
 		for _, c := range rules.chains {
 			all = append(all, c.Rules...)

@@ -5,6 +5,7 @@ package iptables
 import (
 	"fmt"
 	"math"
+	"net/netip"
 	"testing"
 
 	"fairlead/iptables/ruleset/fake"
@@ -48,8 +49,10 @@ func TestTrace(t *testing.T) {
 	none := port(web, "10.96.0.10", 80)
 	all := v4()
 	all.MasqueradeAll = true
-	bit := v4()
+	bit, everywhere, hostBits := v4(), v4(), v4()
 	bit.MasqueradeBit = 3
+	everywhere.ClusterCIDR = netip.MustParsePrefix("0.0.0.0/0")
+	hostBits.ClusterCIDR = netip.MustParsePrefix("10.244.3.7/16")
 	each := func(masq bool) []fate {
 		return []fate{{"10.244.0.1:8080", masq, "ACCEPT"}, {"10.244.1.2:8081", masq, "ACCEPT"}}
 	}
@@ -64,6 +67,8 @@ func TestTrace(t *testing.T) {
 		{"node reaches every endpoint, masqueraded", v4(), two, packet{nodeIP, "10.96.0.10", "tcp", 80, true}, each(true)},
 		{"outside is masqueraded", v4(), two, packet{outside, "10.96.0.10", "tcp", 80, false}, each(true)},
 		{"outside, cluster CIDR unknown", without(v4()), two, packet{outside, "10.96.0.10", "tcp", 80, false}, each(false)},
+		{"outside, cluster CIDR that holds all", everywhere, two, packet{outside, "10.96.0.10", "tcp", 80, false}, each(false)},
+		{"outside, cluster CIDR with host bits", hostBits, two, packet{outside, "10.96.0.10", "tcp", 80, false}, each(true)},
 		{"pod, masquerade all", all, two, packet{pod, "10.96.0.10", "tcp", 80, false}, each(true)},
 		{"outside, another mark bit", bit, two, packet{outside, "10.96.0.10", "tcp", 80, false}, each(true)},
 		{
