@@ -4,6 +4,7 @@ package proxier
 
 import (
 	"math/rand/v2"
+	"reflect"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -169,7 +170,7 @@ func TestResolveLeavesItsInputAlone(t *testing.T) {
 		t.Errorf("a second call differs:\n%s", diff)
 	}
 	for i, want := range in() {
-		if diff := cmp.Diff(want.Endpoints, used[i].Endpoints, cmp.Comparer(func(a, b model.SliceEndpoint) bool { return a == b })); diff != "" {
+		if diff := cmp.Diff(want.Endpoints, used[i].Endpoints, cmp.Comparer(func(a, b model.SliceEndpoint) bool { return reflect.DeepEqual(a, b) })); diff != "" {
 			t.Errorf("slice %d was changed:\n%s", i, diff)
 		}
 	}

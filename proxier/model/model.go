@@ -74,6 +74,9 @@ type Port struct {
 	Protocol Protocol
 	// Number is never 0.
 	Number uint16
+	// NodePort is the port that a Service port has on every node, 0 where it
+	// has none. EndpointSlices have none.
+	NodePort uint16
 }
 
 // Service is a Service that has at least one cluster IP. Sources leave out
@@ -87,6 +90,24 @@ type Service struct {
 	// Ports has no two elements with the same Name and Protocol, nor with the
 	// same Number and Protocol.
 	Ports []Port
+
+	// ExternalIPs and LoadBalancerIPs are of either family, without duplicates.
+	// Of the load balancer's addresses they are those that packets arrive with
+	// (ipMode VIP).
+	ExternalIPs, LoadBalancerIPs []netip.Addr
+	// Restricted is set where the load balancer's addresses are for SourceRanges
+	// alone. The ranges of a family that has none admit nobody of that family.
+	Restricted   bool
+	SourceRanges []netip.Prefix
+	// ExternalTrafficLocal and InternalTrafficLocal keep traffic to the external
+	// addresses, or to the cluster IP, on the node that it arrives on.
+	ExternalTrafficLocal, InternalTrafficLocal bool
+	// HealthCheckNodePort is where load balancers ask whether this node has
+	// endpoints; 0 unless ExternalTrafficLocal.
+	HealthCheckNodePort uint16
+	// AffinityTimeout is how long, since its last connection, a client keeps its
+	// endpoint; 0 without session affinity. Whole seconds.
+	AffinityTimeout time.Duration
 }
 
 // ClusterIP returns the Service's cluster IP of family f; ok is false where it
@@ -122,11 +143,20 @@ type SliceEndpoint struct {
 	// NodeName is the node that the endpoint runs on, empty where unknown.
 	NodeName                    string
 	Ready, Serving, Terminating bool
+	// ForZones and ForNodes are the hints: whose clients should come here.
+	ForZones, ForNodes []string
 }
 
 // Node is the node that this agent runs on.
 type Node struct {
 	Name string
+	// Zone is the label topology.kubernetes.io/zone, empty where there is none.
+	Zone string
+	// Addrs are the node's internal addresses, else its external ones, in the
+	// order of its status.
+	Addrs []netip.Addr
+	// PodCIDRs are where the node's own pods have their addresses.
+	PodCIDRs []netip.Prefix
 	// Deleting is set once the Node has a deletion timestamp.
 	Deleting bool
 	// ToBeDeleted is set while the Node has the taint

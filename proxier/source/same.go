@@ -16,7 +16,15 @@ func SameService(a, b *model.Service) bool {
 	}
 	return a.Key == b.Key &&
 		slices.Equal(a.ClusterIPs, b.ClusterIPs) &&
-		slices.Equal(a.Ports, b.Ports)
+		slices.Equal(a.Ports, b.Ports) &&
+		slices.Equal(a.ExternalIPs, b.ExternalIPs) &&
+		slices.Equal(a.LoadBalancerIPs, b.LoadBalancerIPs) &&
+		a.Restricted == b.Restricted &&
+		slices.Equal(a.SourceRanges, b.SourceRanges) &&
+		a.ExternalTrafficLocal == b.ExternalTrafficLocal &&
+		a.InternalTrafficLocal == b.InternalTrafficLocal &&
+		a.HealthCheckNodePort == b.HealthCheckNodePort &&
+		a.AffinityTimeout == b.AffinityTimeout
 }
 
 // SameEndpointSlice reports whether a and b mean the same to a consumer; nil
@@ -28,7 +36,13 @@ func SameEndpointSlice(a, b *model.EndpointSlice) bool {
 	}
 	return a.Key == b.Key && a.Service == b.Service && a.Family == b.Family &&
 		slices.Equal(a.Ports, b.Ports) &&
-		slices.Equal(a.Endpoints, b.Endpoints)
+		slices.EqualFunc(a.Endpoints, b.Endpoints, sameEndpoint)
+}
+
+func sameEndpoint(a, b model.SliceEndpoint) bool {
+	return a.Addr == b.Addr && a.NodeName == b.NodeName &&
+		a.Ready == b.Ready && a.Serving == b.Serving && a.Terminating == b.Terminating &&
+		slices.Equal(a.ForZones, b.ForZones) && slices.Equal(a.ForNodes, b.ForNodes)
 }
 
 // SameNode reports whether a and b mean the same to a consumer; nil stands for
@@ -37,5 +51,7 @@ func SameNode(a, b *model.Node) bool {
 	if a == b || a == nil || b == nil {
 		return a == b
 	}
-	return *a == *b
+	return a.Name == b.Name && a.Zone == b.Zone &&
+		slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs) &&
+		a.Deleting == b.Deleting && a.ToBeDeleted == b.ToBeDeleted
 }

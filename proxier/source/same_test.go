@@ -31,11 +31,15 @@ func changeEachField(t *testing.T, v any, check func(field string)) {
 			f.Set(reflect.ValueOf(model.IPv6))
 		case time.Time:
 			f.Set(reflect.ValueOf(time.Unix(1, 0)))
+		case uint16:
+			f.SetUint(f.Uint() + 1)
+		case time.Duration:
+			f.SetInt(f.Int() + 1)
 		default:
 			if f.Kind() != reflect.Slice {
 				t.Fatalf("field %s is of a type that this test does not know", s.Type().Field(i).Name)
 			}
-			f.Set(reflect.MakeSlice(f.Type(), f.Len(), f.Len()))
+			f.Set(reflect.MakeSlice(f.Type(), f.Len()+1, f.Len()+1))
 		}
 		check(s.Type().Field(i).Name)
 		f.Set(old)
