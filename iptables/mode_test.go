@@ -125,14 +125,18 @@ func TestSyncReport(t *testing.T) {
 	bad := port(portName("shop", "bad", "", model.TCP), "10.96.0.66", 80, "10.66.0.1:80")
 	good := port(portName("shop", "good", "", model.TCP), "10.96.0.10", 80, "10.244.0.1:80")
 	k.Refuse = func(_ ruleset.ChainKey, r ruleset.Rule) bool { return strings.Contains(string(r), "10.66.0.1:80") }
-	r := a.sync(good, bad)
+	s, names := snapshot(good, bad)
+	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Changed: names, Prune: true})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if len(r.Refused) != 1 || !strings.Contains(r.Refused[0], "shop/bad/tcp: ") {
 		t.Errorf("Report.Refused = %q, want shop/bad/tcp with its error", r.Refused)
 	}
 	checkFates(t, newTracer(t, k.Save(), nodeIP).trace(packet{pod, "10.96.0.10", "tcp", 80, false}), fate{"10.244.0.1:80", false, "ACCEPT"})
 	k.Flush(ruleset.NAT)
-	s, _ := snapshot(good)
-	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Changed: []model.ServicePortName{bad.Name}, Prune: true, Verify: true})
+	s, _ = snapshot(good)
+	r, err = a.Sync(context.Background(), proxier.Desired{Snapshot: s, Changed: []model.ServicePortName{bad.Name}, Prune: true, Verify: true})
 	if err != nil || r.Repaired == 0 || r.Written == 0 || len(r.Refused) > 0 {
 		t.Errorf("Sync() after a flush = %+v, %v, want repairs and no refusal", r, err)
 	}

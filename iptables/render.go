@@ -31,8 +31,7 @@ type renderer struct{ RenderConfig }
 
 // newRenderer brings the configuration into the form in which it can be
 // written into rules: iptables-save prints networks without host bits, and the
-// nft variant leaves out a match of a network that holds every address, even
-// if it is inverted.
+// nft variant refuses to match what is outside of all addresses.
 func newRenderer(cfg RenderConfig) renderer {
 	cfg.ClusterCIDR = cfg.ClusterCIDR.Masked()
 	if cfg.ClusterCIDR.Bits() == 0 { // nothing comes from elsewhere

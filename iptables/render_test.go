@@ -78,8 +78,8 @@ func (a *agent) sync(ports ...*model.ServicePort) proxier.Report {
 func (a *agent) syncChanged(s *model.Snapshot, names []model.ServicePortName) proxier.Report {
 	a.t.Helper()
 	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Changed: names, Prune: true})
-	if err != nil {
-		a.t.Fatalf("Sync() = %v", err)
+	if err != nil || len(r.Refused) > 0 {
+		a.t.Fatalf("Sync() = %+v, %v", r, err)
 	}
 	return r
 }
