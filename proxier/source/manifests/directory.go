@@ -18,9 +18,6 @@ import (
 // again: who makes one fills it next.
 const returnTime = 40 * time.Millisecond
 
-// maxKinds bounds how many kinds of other objects the log tells of.
-const maxKinds = 100
-
 // directory is the state of the directory and of the files in it. It is used by
 // one goroutine.
 type directory struct {
@@ -29,7 +26,9 @@ type directory struct {
 	metrics *Metrics
 
 	files map[string]*file
-	index *index
+	// doubtful are the files that are to be read again soon.
+	doubtful map[string]*file
+	index    *index
 	// kinds are the kinds of other objects that the log tells of.
 	kinds map[string]struct{}
 
@@ -48,11 +47,12 @@ type directory struct {
 
 func newDirectory(config Config) *directory {
 	d := &directory{
-		path:    config.Dir,
-		parser:  &parser{nodeName: config.NodeName},
-		metrics: config.FileMetrics,
-		files:   map[string]*file{},
-		kinds:   map[string]struct{}{},
+		path:     config.Dir,
+		parser:   &parser{nodeName: config.NodeName},
+		metrics:  config.FileMetrics,
+		files:    map[string]*file{},
+		doubtful: map[string]*file{},
+		kinds:    map[string]struct{}{},
 	}
 	d.index = newIndex(source.NewReporter(config.Metrics), d.file, d.isLeaving)
 	return d
@@ -158,14 +158,23 @@ func (d *directory) read(ctx context.Context, name string, now time.Time) {
 		if d.files[name] != nil {
 			d.gone(ctx, f, now)
 		}
-		return
+	} else {
+		d.files[name] = f
+		d.there(ctx, f, v, before)
 	}
+	delete(d.doubtful, name)
+	if d.files[name] != nil && !f.doubt.retry.IsZero() {
+		d.doubtful[name] = f
+	}
+}
+
+// there takes note of what a file is now.
+func (d *directory) there(ctx context.Context, f *file, v verdict, before []placed) {
 	if !f.goneAt.IsZero() {
 		f.goneAt = time.Time{}
 		d.index.touch(before)
 		d.index.touch(f.good)
 	}
-	d.files[name] = f
 	d.conclude(ctx, f, v, before)
 }
 
@@ -192,45 +201,6 @@ func (d *directory) gone(ctx context.Context, f *file, now time.Time) {
 func (d *directory) isLeaving(name string) bool {
 	f := d.files[name]
 	return f != nil && !f.goneAt.IsZero()
-}
-
-func (d *directory) conclude(ctx context.Context, f *file, v verdict, before []placed) {
-	logger := klog.FromContext(ctx)
-	switch v {
-	case accepted:
-		d.index.replace(f.name, before, f.good)
-		d.tellFresh(ctx, f)
-	case mended:
-		logger.Info("The manifest file is as it was before it broke", "file", f.path)
-	case broke:
-		message := "Broken manifest file, its last good content stays in use"
-		if !f.parsed {
-			message = "Broken manifest file, nothing is removed until it is mended or deleted"
-		}
-		logger.Error(nil, message, "problem", f.lastBroken.in(f.path))
-	}
-}
-
-// tellFresh logs the warnings about the documents that are new in a file.
-func (d *directory) tellFresh(ctx context.Context, f *file) {
-	logger := klog.FromContext(ctx)
-	for _, doc := range f.good {
-		if !doc.fresh {
-			continue
-		}
-		for _, w := range doc.warnings {
-			logger.Info("Ignored a part of an object in a manifest file, the rest of it is used",
-				"where", place(f.path, doc.line+w.line-1), "warning", w.text)
-		}
-		for _, i := range doc.ignored {
-			if _, told := d.kinds[i.kind]; told || len(d.kinds) == maxKinds {
-				continue
-			}
-			d.kinds[i.kind] = struct{}{}
-			logger.Info("Ignored objects of a kind that is not read from manifest files",
-				"kind", i.kind, "first", place(f.path, doc.line+i.line-1))
-		}
-	}
 }
 
 // step returns what has changed since the last step; ok is false where nothing
@@ -272,8 +242,8 @@ func (d *directory) retries(now time.Time) (names map[string]struct{}, all bool)
 	if d.missing != "" {
 		return names, !d.returned.IsZero() && !now.Before(d.returned.Add(returnTime))
 	}
-	for name, f := range d.files {
-		if at := f.doubt.retry; !at.IsZero() && !now.Before(at) {
+	for name, f := range d.doubtful {
+		if !now.Before(f.doubt.retry) {
 			names[name] = struct{}{}
 		}
 	}
@@ -290,7 +260,7 @@ func (d *directory) nextRetry() time.Time {
 		return d.returned.Add(returnTime)
 	}
 	var next time.Time
-	for _, f := range d.files {
+	for _, f := range d.doubtful {
 		next = earlier(next, f.doubt.retry)
 	}
 	return next

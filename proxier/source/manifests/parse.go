@@ -73,11 +73,11 @@ func (p *parser) parse(name string, text []byte, known []placed) ([]placed, *pro
 		}
 		nodes, problem := documents(c.text)
 		if problem != nil {
-			return nil, problem.at(c.line)
+			return nil, problem.at(c.line, text)
 		}
 		doc, problem := p.document(nodes, &expansion)
 		if problem != nil {
-			return nil, problem.at(c.line)
+			return nil, problem.at(c.line, text)
 		}
 		at.document, at.fresh = doc, true
 		parsed[at.sum] = doc

@@ -2,7 +2,10 @@
 
 package manifests
 
-import "fmt"
+import (
+	"bytes"
+	"fmt"
+)
 
 // problem is what is wrong with a file, and where in it.
 type problem struct {
@@ -16,9 +19,12 @@ func problemf(line int, format string, args ...any) *problem {
 	return &problem{line: line, text: fmt.Sprintf(format, args...)}
 }
 
-// at returns the problem as seen from a file in which line 1 is the given line.
-func (p *problem) at(line int) *problem {
-	return &problem{line: p.line + line - 1, text: p.text}
+// at returns the problem of a chunk as seen from its file, in which the chunk
+// starts with the given line. YAML takes more characters for the end of a line
+// than editors do, so the result is bounded by the lines that the file has.
+func (p *problem) at(line int, file []byte) *problem {
+	lines := bytes.Count(file, []byte("\n")) + 1
+	return &problem{line: min(p.line+line-1, lines), text: p.text}
 }
 
 // in returns the problem as one line, with the path of the file.
