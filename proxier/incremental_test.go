@@ -133,7 +133,7 @@ func (w *world) resolved(f model.Family) map[string]bool {
 				of = append(of, s)
 			}
 		}
-		for _, p := range Resolve(svc, of, here, f) {
+		for _, p := range Resolve(svc, of, Locality{Node: here}, f) {
 			out[portText(p)] = true
 		}
 	}

@@ -162,13 +162,14 @@ func (l *Loop) done(start time.Time) {
 func (l *Loop) resolve(b Batch) {
 	l.prune = b.Status.Complete
 	l.triggers = addTriggers(l.triggers, b.Triggers...)
+	at := Locality{Node: l.NodeName, Zone: b.Zone}
 	changes := map[model.ServicePortName]*model.ServicePort{}
 	for key, st := range b.Services {
 		for _, name := range l.ports[key] {
 			changes[name] = nil
 		}
 		var names []model.ServicePortName
-		for _, port := range Resolve(st.Service, st.Slices, l.NodeName, l.Family) {
+		for _, port := range Resolve(st.Service, st.Slices, at, l.Family) {
 			names = append(names, port.Name)
 			changes[port.Name] = port
 		}

@@ -3,18 +3,25 @@
 package proxier
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"fairlead/proxier/model"
 )
 
-// Resolve returns what the node named node has to do for a Service in a
-// family, a ServicePort for each of its ports; nothing where the Service is nil
-// or has no cluster IP of the family. It is pure; the order of slices does not
-// matter.
-func Resolve(svc *model.Service, slices []*model.EndpointSlice, node string, f model.Family) []*model.ServicePort {
+// Locality is where this node is: what makes an endpoint local, or near.
+type Locality struct {
+	// Node is the node's name.
+	Node string
+	// Zone is the node's zone, empty where unknown.
+	Zone string
+}
+
+// Resolve returns what a node has to do for a Service in a family, a
+// ServicePort for each of its ports; nothing where the Service is nil or has no
+// cluster IP of the family. It is pure; the order of slices does not matter.
+func Resolve(svc *model.Service, slices []*model.EndpointSlice, at Locality, f model.Family) []*model.ServicePort {
 	if svc == nil {
 		return nil
 	}
@@ -22,42 +29,100 @@ func Resolve(svc *model.Service, slices []*model.EndpointSlice, node string, f m
 	if !ok {
 		return nil
 	}
+	common := model.ServicePort{
+		ClusterIP:            ip,
+		ExternalIPs:          ofFamily(svc.ExternalIPs, f),
+		LoadBalancerIPs:      ofFamily(svc.LoadBalancerIPs, f),
+		Restricted:           svc.Restricted,
+		SourceRanges:         rangesOfFamily(svc.SourceRanges, f),
+		ExternalTrafficLocal: svc.ExternalTrafficLocal,
+		InternalTrafficLocal: svc.InternalTrafficLocal,
+		HealthCheckNodePort:  svc.HealthCheckNodePort,
+		AffinityTimeout:      svc.AffinityTimeout,
+	}
 	ports := make([]*model.ServicePort, 0, len(svc.Ports))
 	for _, p := range svc.Ports {
-		ports = append(ports, &model.ServicePort{
-			Name:      model.ServicePortName{Service: svc.Key, Port: p.Name, Protocol: p.Protocol},
-			ClusterIP: ip,
-			Port:      p.Number,
-			Endpoints: endpointsOf(p, slices, node, f),
-		})
+		port := common
+		port.Name = model.ServicePortName{Service: svc.Key, Port: p.Name, Protocol: p.Protocol}
+		port.Port, port.NodePort = p.Number, p.NodePort
+		choose(&port, candidatesOf(p, slices, at, f), at)
+		ports = append(ports, &port)
 	}
 	return ports
 }
 
-// endpointsOf returns the ready endpoints of a Service port. An address may be
-// in several slices at once, while it moves between them or while its old pod
-// terminates and a new one has it; it counts once, and as ready if one of them
-// says so.
-func endpointsOf(p model.Port, all []*model.EndpointSlice, node string, f model.Family) []model.Endpoint {
-	var out []model.Endpoint
-	for _, s := range all {
-		if s.Family != f {
-			continue
-		}
-		number, ok := portOf(s, p)
-		if !ok {
-			continue
-		}
-		for _, ep := range s.Endpoints {
-			if ep.Ready {
-				out = append(out, model.Endpoint{
-					AddrPort: netip.AddrPortFrom(ep.Addr, number),
-					Local:    node != "" && ep.NodeName == node,
-				})
-			}
+func ofFamily(ips []netip.Addr, f model.Family) []netip.Addr {
+	var out []netip.Addr
+	for _, ip := range ips {
+		if model.FamilyOf(ip) == f {
+			out = append(out, ip)
 		}
 	}
-	return sortEndpoints(out)
+	return out
+}
+
+func rangesOfFamily(ranges []netip.Prefix, f model.Family) []netip.Prefix {
+	var out []netip.Prefix
+	for _, r := range ranges {
+		if model.FamilyOf(r.Addr()) == f {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// candidate is an endpoint of a port, whatever its condition.
+type candidate struct {
+	model.Endpoint
+	text string // of its address and port, which is the order
+	*model.SliceEndpoint
+}
+
+// draining tells whether the endpoint serves on while it terminates: the last
+// resort where there is no ready one (KEP-1669).
+func (c candidate) draining() bool { return c.Serving && c.Terminating }
+
+// candidatesOf returns the endpoints of a Service port, in the order of their
+// text form, as kube-proxy has them, so that a takeover finds the rules in the
+// order in which it would write them.
+//
+// An address may be in several slices at once, while it moves between them or
+// while its old pod terminates and a new one has it. It counts once, as the one
+// that does not terminate (kubernetes/kubernetes#135593), that is ready, that
+// serves, that is local, in this order.
+func candidatesOf(p model.Port, all []*model.EndpointSlice, at Locality, f model.Family) []candidate {
+	var out []candidate
+	for _, s := range all {
+		number, ok := portOf(s, p)
+		if s.Family != f || !ok {
+			continue
+		}
+		for i := range s.Endpoints {
+			ep := &s.Endpoints[i]
+			addr := netip.AddrPortFrom(ep.Addr, number)
+			out = append(out, candidate{
+				Endpoint: model.Endpoint{AddrPort: addr, Local: at.Node != "" && ep.NodeName == at.Node},
+				text:     addr.String(), SliceEndpoint: ep,
+			})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.text, b.text), first(!a.Terminating, !b.Terminating), first(a.Ready, b.Ready),
+			first(a.Serving, b.Serving), first(a.Local, b.Local),
+			slices.Compare(a.ForNodes, b.ForNodes), slices.Compare(a.ForZones, b.ForZones))
+	})
+	return slices.CompactFunc(out, func(a, b candidate) bool { return a.AddrPort == b.AddrPort })
+}
+
+// first orders true before false.
+func first(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
 }
 
 // portOf finds the port of a slice that serves a Service port.
@@ -70,31 +135,96 @@ func portOf(s *model.EndpointSlice, p model.Port) (uint16, bool) {
 	return 0, false
 }
 
-// sortEndpoints orders endpoints by their text form, as kube-proxy does, so
-// that a takeover finds the rules in the order in which it would write them,
-// and drops duplicates; a local one stays.
-func sortEndpoints(eps []model.Endpoint) []model.Endpoint {
-	type keyed struct {
-		text string
-		model.Endpoint
+// choose sets which endpoints take the port's connections on this node. The
+// two policies choose independently: each has its ready endpoints, and where it
+// has none, its draining ones.
+func choose(p *model.ServicePort, all []candidate, at Locality) {
+	usable := func(c candidate) bool { return c.Ready || c.draining() }
+	p.Usable = slices.ContainsFunc(all, usable)
+	if p.UsesCluster() {
+		near := topology(all, at)
+		p.Endpoints = firstOf(all, func(c candidate) bool { return c.Ready && near(c) }, candidate.draining)
+		p.Usable = len(p.Endpoints) > 0
 	}
-	ks := make([]keyed, len(eps))
-	for i, ep := range eps {
-		ks[i] = keyed{ep.AddrPort.String(), ep}
+	if p.UsesLocal() {
+		p.LocalEndpoints = firstOf(all, func(c candidate) bool { return c.Local && c.Ready },
+			func(c candidate) bool { return c.Local && c.draining() })
+		p.Usable = p.Usable || len(p.LocalEndpoints) > 0
 	}
-	slices.SortFunc(ks, func(a, b keyed) int {
-		if c := strings.Compare(a.text, b.text); c != 0 || a.Local == b.Local {
-			return c
+	if p.HealthCheckNodePort != 0 {
+		p.LocalReady = addrsOf(all, func(c candidate) bool { return c.Local && c.Ready })
+	}
+	if p.Name.Protocol == model.UDP {
+		p.Serving = addrPortsOf(all, func(c candidate) bool { return c.Ready || c.Serving })
+	}
+}
+
+// firstOf returns the endpoints that the first of the tests accepts that
+// accepts any.
+func firstOf(all []candidate, tests ...func(candidate) bool) []model.Endpoint {
+	for _, accepts := range tests {
+		var out []model.Endpoint
+		for _, c := range all {
+			if accepts(c) {
+				out = append(out, c.Endpoint)
+			}
 		}
-		if a.Local {
-			return -1
+		if len(out) > 0 {
+			return slices.Clip(out)
 		}
-		return 1
-	})
-	ks = slices.CompactFunc(ks, func(a, b keyed) bool { return a.AddrPort == b.AddrPort })
-	out := eps[:0]
-	for _, k := range ks {
-		out = append(out, k.Endpoint)
+	}
+	return nil
+}
+
+// addrsOf returns the distinct addresses of the candidates that accepts names.
+func addrsOf(all []candidate, accepts func(candidate) bool) []netip.Addr {
+	var out []netip.Addr
+	for _, c := range all {
+		if accepts(c) && !slices.Contains(out, c.AddrPort.Addr()) {
+			out = append(out, c.AddrPort.Addr())
+		}
+	}
+	return out
+}
+
+func addrPortsOf(all []candidate, accepts func(candidate) bool) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, c := range all {
+		if accepts(c) {
+			out = append(out, c.AddrPort)
+		}
 	}
 	return slices.Clip(out)
+}
+
+// topology returns which endpoints are near enough. Hints count only if every
+// ready endpoint has them and one of them names this node, or else this zone: a
+// Service whose hints are half written is better served from everywhere. Hints
+// for nodes go before hints for zones (KEP-2433, KEP-3015).
+func topology(all []candidate, at Locality) func(candidate) bool {
+	byNode := func(c candidate) []string { return c.ForNodes }
+	byZone := func(c candidate) []string { return c.ForZones }
+	switch {
+	case at.Node != "" && hinted(all, byNode, at.Node):
+		return func(c candidate) bool { return slices.Contains(c.ForNodes, at.Node) }
+	case at.Zone != "" && hinted(all, byZone, at.Zone):
+		return func(c candidate) bool { return slices.Contains(c.ForZones, at.Zone) }
+	}
+	return func(candidate) bool { return true }
+}
+
+// hinted tells whether all ready endpoints have hints of a kind and some hint
+// names here.
+func hinted(all []candidate, hints func(candidate) []string, here string) bool {
+	found := false
+	for _, c := range all {
+		if !c.Ready {
+			continue
+		}
+		if len(hints(c)) == 0 {
+			return false
+		}
+		found = found || slices.Contains(hints(c), here)
+	}
+	return found
 }

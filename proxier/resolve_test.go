@@ -33,7 +33,7 @@ func (tc resolveCase) run(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 5 {
 		var got []string
-		for _, p := range Resolve(tc.svc, order, tc.node, tc.family) {
+		for _, p := range Resolve(tc.svc, order, Locality{Node: tc.node}, tc.family) {
 			got = append(got, portText(p))
 		}
 		if diff := cmp.Diff(tc.want, got); diff != "" {
@@ -138,7 +138,7 @@ func TestResolveEndpoints(t *testing.T) {
 // not even those whose node is unknown.
 func TestResolveUnnamedNode(t *testing.T) {
 	got := Resolve(service("web", "10.96.0.1", "80/TCP"),
-		[]*model.EndpointSlice{slice("web-1", "web", "8080/TCP", "10.1.0.1")}, "", model.IPv4)
+		[]*model.EndpointSlice{slice("web-1", "web", "8080/TCP", "10.1.0.1")}, Locality{}, model.IPv4)
 	if want := "web/TCP 10.96.0.1:80: 10.1.0.1:8080"; len(got) != 1 || portText(got[0]) != want {
 		t.Errorf("got %v, want %q", got, want)
 	}
@@ -163,8 +163,8 @@ func TestResolveLeavesItsInputAlone(t *testing.T) {
 		}
 	}
 	used := in()
-	first := Resolve(svc, used, here, model.IPv4)
-	second := Resolve(svc, used, here, model.IPv4)
+	first := Resolve(svc, used, Locality{Node: here}, model.IPv4)
+	second := Resolve(svc, used, Locality{Node: here}, model.IPv4)
 	addrs := cmp.Comparer(func(a, b model.ServicePort) bool { return a.Equal(&b) })
 	if diff := cmp.Diff(first, second, addrs); diff != "" {
 		t.Errorf("a second call differs:\n%s", diff)

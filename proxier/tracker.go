@@ -41,6 +41,7 @@ type Tracker struct {
 	// owner is the Service of each EndpointSlice.
 	owner  map[model.ObjectKey]model.ObjectKey
 	status model.SourceStatus
+	zone   string
 	views  map[model.Family]*view
 }
 
@@ -97,7 +98,7 @@ func (t *Tracker) Update(c model.Changes) {
 		t.setSlice(key, slice)
 	}
 	if c.Node != nil {
-		t.health.SetNodeEligible(eligible(c.Node.Node))
+		t.setNode(c.Node.Node)
 	}
 	if c.Status != nil && *c.Status != t.status {
 		t.status = *c.Status
@@ -108,6 +109,27 @@ func (t *Tracker) Update(c model.Changes) {
 	t.metrics.changed(len(c.Services), len(c.EndpointSlices))
 	t.pending()
 	t.queue()
+}
+
+// setNode takes over the node. Hints are for a zone, so another zone may change
+// the endpoints of every Service.
+func (t *Tracker) setNode(n *model.Node) {
+	t.health.SetNodeEligible(eligible(n))
+	zone := ""
+	if n != nil {
+		zone = n.Zone
+	}
+	if zone == t.zone {
+		return
+	}
+	t.zone = zone
+	for key, svc := range t.services {
+		for f, v := range t.views {
+			if hasFamily(svc, f) {
+				v.mark(key)
+			}
+		}
+	}
 }
 
 // setService takes over a Service, which concerns the families in which it has
@@ -216,6 +238,8 @@ func (t *Tracker) Wake(f model.Family) <-chan struct{} { return t.views[f].wake 
 type Batch struct {
 	// Services are the changed ones, by key, with all that Resolve needs.
 	Services map[model.ObjectKey]ServiceState
+	// Zone is the node's, empty where unknown.
+	Zone string
 	// Status is the source's; before it is listed a batch is empty.
 	Status model.SourceStatus
 	// Triggers are when the changes happened, as far as their objects say.
@@ -238,6 +262,7 @@ func (t *Tracker) Take(f model.Family) Batch {
 	}
 	b := Batch{
 		Services: make(map[model.ObjectKey]ServiceState, len(v.dirty)),
+		Zone:     t.zone,
 		Status:   t.status,
 		Triggers: v.triggers,
 	}

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 )
 
 func TestFamilies(t *testing.T) {
@@ -116,6 +117,19 @@ func TestServicePortEqualComparesEveryField(t *testing.T) {
 			func(p *ServicePort) { p.Endpoints[1].AddrPort = netip.MustParseAddrPort("10.1.0.2:8081") },
 			func(p *ServicePort) { slices.Reverse(p.Endpoints) },
 		},
+		"NodePort":             {func(p *ServicePort) { p.NodePort = 30080 }},
+		"ExternalIPs":          {func(p *ServicePort) { p.ExternalIPs = []netip.Addr{one.Addr()} }},
+		"LoadBalancerIPs":      {func(p *ServicePort) { p.LoadBalancerIPs = []netip.Addr{one.Addr()} }},
+		"Restricted":           {func(p *ServicePort) { p.Restricted = true }},
+		"SourceRanges":         {func(p *ServicePort) { p.SourceRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} }},
+		"ExternalTrafficLocal": {func(p *ServicePort) { p.ExternalTrafficLocal = true }},
+		"InternalTrafficLocal": {func(p *ServicePort) { p.InternalTrafficLocal = true }},
+		"HealthCheckNodePort":  {func(p *ServicePort) { p.HealthCheckNodePort = 30081 }},
+		"AffinityTimeout":      {func(p *ServicePort) { p.AffinityTimeout = time.Hour }},
+		"LocalEndpoints":       {func(p *ServicePort) { p.LocalEndpoints = p.Endpoints }},
+		"Usable":               {func(p *ServicePort) { p.Usable = true }},
+		"LocalReady":           {func(p *ServicePort) { p.LocalReady = []netip.Addr{one.Addr()} }},
+		"Serving":              {func(p *ServicePort) { p.Serving = []netip.AddrPort{one} }},
 	}
 	if !base().Equal(base()) {
 		t.Error("a port does not equal itself")

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // ServicePortName identifies one port of one Service. The protocol is part of
@@ -36,20 +37,70 @@ func (n ServicePortName) Compare(o ServicePortName) int {
 }
 
 // ServicePort is what a node has to do for one port of one Service in one
-// address family.
+// address family. Its addresses are all of that family.
 type ServicePort struct {
 	Name      ServicePortName
 	ClusterIP netip.Addr
 	Port      uint16
-	// Endpoints are those that new connections are to go to, without
-	// duplicates, in the order of their text form.
+	// NodePort is 0 where the port has none.
+	NodePort                     uint16
+	ExternalIPs, LoadBalancerIPs []netip.Addr
+	// Restricted is set where LoadBalancerIPs are for SourceRanges alone.
+	Restricted   bool
+	SourceRanges []netip.Prefix
+	// ExternalTrafficLocal and InternalTrafficLocal are set where traffic to
+	// the external addresses and the node port, or to the cluster IP, goes to
+	// LocalEndpoints instead of Endpoints.
+	ExternalTrafficLocal, InternalTrafficLocal bool
+	HealthCheckNodePort                        uint16
+	// AffinityTimeout is 0 without session affinity, else whole seconds.
+	AffinityTimeout time.Duration
+
+	// Endpoints are those that new connections are to go to under the traffic
+	// policy Cluster, without duplicates, in the order of their text form. They
+	// are empty where nothing uses that policy.
 	Endpoints []Endpoint
+	// LocalEndpoints are those for the traffic policy Local, in the same way.
+	LocalEndpoints []Endpoint
+	// Usable is set where the Service has an endpoint to send connections to,
+	// on this node or elsewhere: without one they are rejected; where it is set
+	// and the policy leaves none, they are dropped.
+	Usable bool
+	// LocalReady are the distinct addresses of the ready endpoints on this
+	// node. They are counted only for a HealthCheckNodePort.
+	LocalReady []netip.Addr
+	// Serving are the endpoints with which flows may go on, policies and
+	// topology aside. They are listed only for UDP.
+	Serving []netip.AddrPort
+}
+
+// ExternallyAccessible tells whether the port has an address outside the
+// cluster.
+func (s *ServicePort) ExternallyAccessible() bool {
+	return s.NodePort != 0 || len(s.ExternalIPs)+len(s.LoadBalancerIPs) > 0
+}
+
+// UsesCluster tells whether any traffic goes to Endpoints. Where the policy is
+// Local for external traffic, that of pods and of the node itself still does.
+func (s *ServicePort) UsesCluster() bool {
+	return !s.InternalTrafficLocal || s.ExternallyAccessible()
+}
+
+// UsesLocal tells whether any traffic goes to LocalEndpoints.
+func (s *ServicePort) UsesLocal() bool {
+	return s.InternalTrafficLocal || s.ExternalTrafficLocal && s.ExternallyAccessible()
 }
 
 // Equal tells whether s and o ask for the same.
 func (s *ServicePort) Equal(o *ServicePort) bool {
-	return s.Name == o.Name && s.ClusterIP == o.ClusterIP && s.Port == o.Port &&
-		slices.Equal(s.Endpoints, o.Endpoints)
+	return s.Name == o.Name && s.ClusterIP == o.ClusterIP && s.Port == o.Port && s.NodePort == o.NodePort &&
+		slices.Equal(s.ExternalIPs, o.ExternalIPs) &&
+		slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) &&
+		s.Restricted == o.Restricted && slices.Equal(s.SourceRanges, o.SourceRanges) &&
+		s.ExternalTrafficLocal == o.ExternalTrafficLocal && s.InternalTrafficLocal == o.InternalTrafficLocal &&
+		s.HealthCheckNodePort == o.HealthCheckNodePort && s.AffinityTimeout == o.AffinityTimeout &&
+		slices.Equal(s.Endpoints, o.Endpoints) && slices.Equal(s.LocalEndpoints, o.LocalEndpoints) &&
+		s.Usable == o.Usable && slices.Equal(s.LocalReady, o.LocalReady) && slices.Equal(s.Serving, o.Serving)
 }
 
 // Endpoint is one endpoint of a ServicePort.
