@@ -70,6 +70,12 @@ func put(c *model.Changes, id id, o *object) {
 		}
 		c.EndpointSlices[id.key] = o.slice
 	case source.KindNode:
-		c.Node = &model.NodeChange{Node: o.node}
+		node := o.node
+		if node == nil {
+			// Here nobody has to write a Node, so its absence says nothing of
+			// the node, as it would in an API server.
+			node = &model.Node{Name: id.key.Name}
+		}
+		c.Node = &model.NodeChange{Node: node}
 	}
 }

@@ -78,7 +78,7 @@ func New(config Config) (*Source, error) {
 // The status is listed once the directory was read as a whole, and stays so. It
 // is complete while the directory is there and holds no file that never made
 // sense since Run began. A Node is delivered where there is a manifest for it,
-// and that there is none only after there was.
+// and one of which only the name is known once there is none any more.
 func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithName("manifests"))
 	w := newWatcher(ctx, s.config.Dir)

@@ -322,7 +322,9 @@ func TestNodeManifest(t *testing.T) {
 		return s.Node != nil && cmp.Equal(s.Node.Node, &model.Node{Name: "node-1", ToBeDeleted: true})
 	})
 	f.remove("b.yaml")
-	r.WaitFor("no Node", func(s *sourcetest.State) bool { return s.Node != nil && s.Node.Node == nil })
+	r.WaitFor("a Node of which nothing is known", func(s *sourcetest.State) bool {
+		return s.Node != nil && cmp.Equal(s.Node.Node, &model.Node{Name: "node-1"})
+	})
 }
 
 func TestNewSaysWhatIsMissing(t *testing.T) {
