@@ -5,6 +5,7 @@ package iptables
 import (
 	"fairlead/iptables/ruleset"
 	"fairlead/nat"
+	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
 
@@ -44,34 +45,46 @@ func Contribution() ruleset.Contribution {
 
 // fixedChains returns the chains that do not depend on any Service.
 func (r renderer) fixedChains() map[ruleset.ChainKey]*ruleset.Chain {
-	return map[ruleset.ChainKey]*ruleset.Chain{
-		{Table: ruleset.NAT, Name: nodePorts}:           {},
-		{Table: ruleset.Filter, Name: nodePorts}:        {},
-		{Table: ruleset.Filter, Name: externalServices}: {},
-		{Table: ruleset.Filter, Name: proxyFirewall}:    {},
-		{Table: ruleset.Filter, Name: forward}: {Rules: []ruleset.Rule{
-			// A packet that conntrack finds invalid would leave untranslated,
-			// and its receiver would reset the connection
-			// (kubernetes/kubernetes#74839).
-			"-m conntrack --ctstate INVALID -j DROP",
-			ruleset.Rule(commented("kubernetes forwarding rules") + "-m mark --mark " + nat.Mark(r.MasqueradeBit) + " -j ACCEPT"),
-			ruleset.Rule(commented("kubernetes forwarding conntrack rule") + "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
-		}},
+	var forwarding []ruleset.Rule
+	if !r.KeepInvalid {
+		// A packet that conntrack finds invalid would leave untranslated, and
+		// its receiver would reset the connection
+		// (kubernetes/kubernetes#74839).
+		forwarding = append(forwarding, "-m conntrack --ctstate INVALID -j DROP")
 	}
+	forwarding = append(forwarding,
+		spec{comment: "kubernetes forwarding rules", more: "-m mark --mark " + nat.Mark(r.MasqueradeBit) + " "}.jump("ACCEPT").rule(),
+		spec{comment: "kubernetes forwarding conntrack rule", more: "-m conntrack --ctstate RELATED,ESTABLISHED "}.jump("ACCEPT").rule())
+	out := map[ruleset.ChainKey]*ruleset.Chain{
+		{Table: ruleset.Filter, Name: forward}: {Rules: forwarding},
+	}
+	if len(r.PodCIDRs) > 1 {
+		out[ruleset.ChainKey{Table: ruleset.NAT, Name: markOutside}] = &ruleset.Chain{Rules: r.outside()}
+	}
+	return out
 }
 
-// nodePortRule ends the dispatch: what is for an address of this node may be
+// nodePortRules end the dispatch: what is for an address of this node may be
 // for a node port.
-func (r renderer) nodePortRule() ruleset.Rule {
-	rule := commented("kubernetes service nodeports; NOTE: this must be the last rule in this chain") +
-		"-m addrtype --dst-type LOCAL -j " + nodePorts
-	if r.Family == model.IPv6 {
-		rule = "! -d ::1/128 " + rule // a packet from ::1 cannot leave the node
+func (r renderer) nodePortRules(n proxier.NodePorts) []ruleset.Rule {
+	s := spec{comment: "kubernetes service nodeports; NOTE: this must be the last rule in this chain"}
+	if !n.All {
+		var out []ruleset.Rule
+		for _, ip := range n.Addrs {
+			if model.FamilyOf(ip) != r.Family || ip.IsLoopback() && !(r.LocalhostNodePorts && ip.Is4()) {
+				continue
+			}
+			s.dst = host(ip)
+			out = append(out, s.jump(nodePorts).rule())
+		}
+		return out
 	}
-	return ruleset.Rule(rule)
-}
-
-// commented returns a comment match, followed by a space.
-func commented(text string) string {
-	return "-m comment --comment " + ruleset.Quote(text) + " "
+	s.more = "-m addrtype --dst-type LOCAL "
+	switch {
+	case r.Family == model.IPv6:
+		s.dst = "! ::1/128" // a packet from ::1 cannot leave the node
+	case !r.LocalhostNodePorts:
+		s.dst = "! 127.0.0.0/8"
+	}
+	return []ruleset.Rule{s.jump(nodePorts).rule()}
 }

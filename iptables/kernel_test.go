@@ -124,7 +124,7 @@ func TestKernelProbabilities(t *testing.T) {
 // TestKernelManyEndpoints: also where a service has many.
 func TestKernelManyEndpoints(t *testing.T) {
 	for _, cfg := range []RenderConfig{v4(), v6()} {
-		p := &model.ServicePort{Name: portName("a", "b", "c", model.TCP), ClusterIP: netip.MustParseAddr("10.96.0.10"), Port: 80}
+		p := &model.ServicePort{Name: portName("a", "b", "c", model.TCP), ClusterIP: netip.MustParseAddr("10.96.0.10"), Port: 80, Usable: true}
 		if cfg.Family == model.IPv6 {
 			p.ClusterIP = netip.MustParseAddr("fd00:96::a")
 		}
@@ -178,7 +178,7 @@ func TestKernelAddressForms(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := tt.cfg
-			cfg.ClusterCIDR = netip.MustParsePrefix(tt.cidr)
+			cfg.PodCIDRs = []netip.Prefix{netip.MustParsePrefix(tt.cidr)}
 			onKernel(t, cfg.Family, func(t *testing.T, s kerneltest.Setup, h *kerneltest.Host) {
 				kernelAgent(t, s, h, cfg).sync(tt.ports...)
 				checkStable(t, s, h, cfg, tt.ports...)

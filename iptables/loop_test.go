@@ -49,7 +49,7 @@ func newNode(t *testing.T, f model.Family) *node {
 	})
 	engine.Stage(nat.Chains(14))
 	n.loop = proxier.NewLoop(proxier.LoopConfig{
-		Family: f, Mode: iptables.New(iptables.RenderConfig{Family: f, MasqueradeBit: 14}, engine, nil),
+		Family: f, Mode: iptables.New(iptables.RenderConfig{Family: f, MasqueradeBit: 14, LocalhostNodePorts: true}, engine, nil),
 		Tracker: n.tracker, Health: state, Metrics: metrics, NodeName: "node-1", SyncPeriod: 30 * time.Second,
 	})
 	return n

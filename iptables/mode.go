@@ -31,6 +31,8 @@ type Mode struct {
 	// ports are the rules of every port in the last snapshot rendered. Of
 	// their chains only the names are kept: the engine has the rules.
 	ports map[model.ServicePortName]portRules
+	// nodePorts are those of the last Sync.
+	nodePorts proxier.NodePorts
 	// started is set once the fixed chains are staged.
 	started bool
 }
@@ -58,61 +60,67 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 // stage renders what changed into the chains to hand to the engine.
 func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 	staged := map[ruleset.ChainKey]*ruleset.Chain{}
-	dispatch := !m.started
+	stale := map[ruleset.ChainKey]bool{} // shared chains to put together again
 	if !m.started {
-		m.started = true
 		maps.Copy(staged, m.render.fixedChains())
+		for _, k := range sharedChains() {
+			stale[k] = true
+		}
+		m.started = true
+	}
+	if !m.nodePorts.Equal(d.NodePorts) {
+		m.nodePorts = d.NodePorts
+		stale[natServices] = true
 	}
 	for _, name := range d.Changed {
-		old := m.ports[name]
-		var now portRules
-		if port := d.Snapshot.Get(name); port != nil {
-			now = m.render.port(port)
-		}
-		for key := range old.chains {
-			if _, still := now.chains[key]; !still {
-				staged[key] = nil
-			}
-		}
-		for key, chain := range now.chains {
-			staged[key] = chain
-			now.chains[key] = nil
-		}
-		if now.dispatch != old.dispatch || now.reject != old.reject {
-			dispatch = true
-		}
-		m.keep(name, now)
+		m.stagePort(name, d.Snapshot.Get(name), staged, stale)
 	}
-	if dispatch {
-		maps.Copy(staged, m.dispatchChains())
+	if len(stale) > 0 {
+		m.stageShared(staged, stale)
 	}
 	return staged
 }
 
-func (m *Mode) keep(name model.ServicePortName, r portRules) {
-	if r.dispatch == "" && r.reject == "" {
+// stagePort renders one port, nil where it is gone.
+func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, staged map[ruleset.ChainKey]*ruleset.Chain, stale map[ruleset.ChainKey]bool) {
+	old := m.ports[name]
+	var now portRules
+	if port != nil {
+		now = m.render.port(port)
+	}
+	for key := range old.chains {
+		if _, still := now.chains[key]; !still {
+			staged[key] = nil
+		}
+	}
+	for key, chain := range now.chains {
+		staged[key] = chain
+		now.chains[key] = nil
+	}
+	for _, key := range sharedChains() {
+		if !now.equal(old, key) {
+			stale[key] = true
+		}
+	}
+	if port == nil {
 		delete(m.ports, name)
 	} else {
-		m.ports[name] = r
+		m.ports[name] = now
 	}
 }
 
-// dispatchChains returns the chains that lead to Services, or refuse them.
-func (m *Mode) dispatchChains() map[ruleset.ChainKey]*ruleset.Chain {
-	lead, reject := &ruleset.Chain{}, &ruleset.Chain{}
-	for _, name := range slices.SortedFunc(maps.Keys(m.ports), model.ServicePortName.Compare) {
-		r := m.ports[name]
-		if r.dispatch != "" {
-			lead.Rules = append(lead.Rules, r.dispatch)
+// stageShared puts shared chains together from the rules of all ports.
+func (m *Mode) stageShared(staged map[ruleset.ChainKey]*ruleset.Chain, stale map[ruleset.ChainKey]bool) {
+	names := slices.SortedFunc(maps.Keys(m.ports), model.ServicePortName.Compare)
+	for key := range stale {
+		c := &ruleset.Chain{}
+		for _, name := range names {
+			c.Rules = append(c.Rules, m.ports[name].shared[key]...)
 		}
-		if r.reject != "" {
-			reject.Rules = append(reject.Rules, r.reject)
+		if key == natServices {
+			c.Rules = append(c.Rules, m.render.nodePortRules(m.nodePorts)...)
 		}
-	}
-	lead.Rules = append(lead.Rules, m.render.nodePortRule())
-	return map[ruleset.ChainKey]*ruleset.Chain{
-		{Table: ruleset.NAT, Name: services}:    lead,
-		{Table: ruleset.Filter, Name: services}: reject,
+		staged[key] = c
 	}
 }
 

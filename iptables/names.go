@@ -23,7 +23,14 @@ const (
 	canary           = "KUBE-PROXY-CANARY"
 
 	servicePrefix  = "KUBE-SVC-"
+	localPrefix    = "KUBE-SVL-"
+	externalPrefix = "KUBE-EXT-"
+	firewallPrefix = "KUBE-FW-"
 	endpointPrefix = "KUBE-SEP-"
+
+	// markOutside has no counterpart in kube-proxy, which takes one pod CIDR
+	// per family.
+	markOutside = "KUBE-MARK-MASQ-OUTSIDE"
 )
 
 // hashName returns a chain name: the prefix and 16 characters of the hash.
@@ -32,10 +39,23 @@ func hashName(prefix, input string) string {
 	return prefix + base32.StdEncoding.EncodeToString(sum[:])[:16]
 }
 
-// serviceChain returns the name of the chain that chooses an endpoint.
-func serviceChain(n model.ServicePortName) string {
-	return hashName(servicePrefix, n.String()+n.Protocol.Lower())
+func portChain(prefix string, n model.ServicePortName) string {
+	return hashName(prefix, n.String()+n.Protocol.Lower())
 }
+
+// serviceChain returns the name of the chain that chooses an endpoint under the
+// traffic policy Cluster.
+func serviceChain(n model.ServicePortName) string { return portChain(servicePrefix, n) }
+
+// localChain returns the name of the chain that chooses an endpoint under the
+// traffic policy Local.
+func localChain(n model.ServicePortName) string { return portChain(localPrefix, n) }
+
+// externalChain returns the name of the chain for traffic from outside.
+func externalChain(n model.ServicePortName) string { return portChain(externalPrefix, n) }
+
+// firewallChain returns the name of the chain that admits source ranges.
+func firewallChain(n model.ServicePortName) string { return portChain(firewallPrefix, n) }
 
 // endpointChain returns the name of the chain that translates to an endpoint.
 func endpointChain(n model.ServicePortName, ep netip.AddrPort) string {
@@ -48,8 +68,8 @@ func owned() []ruleset.ChainKey {
 	var keys []ruleset.ChainKey
 	for table, names := range map[ruleset.Table][]string{
 		ruleset.NAT: {
-			services, nodePorts, canary, servicePrefix + "*", endpointPrefix + "*",
-			"KUBE-SVL-*", "KUBE-EXT-*", "KUBE-FW-*",
+			services, nodePorts, markOutside, canary, servicePrefix + "*", localPrefix + "*",
+			externalPrefix + "*", firewallPrefix + "*", endpointPrefix + "*",
 		},
 		ruleset.Filter: {services, externalServices, nodePorts, forward, proxyFirewall, canary},
 		ruleset.Mangle: {canary},

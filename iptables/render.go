@@ -3,9 +3,8 @@
 package iptables
 
 import (
-	"fmt"
-	"math"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"fairlead/iptables/ruleset"
@@ -16,14 +15,21 @@ import (
 // RenderConfig is what the rules depend on besides the Services.
 type RenderConfig struct {
 	Family model.Family
-	// ClusterCIDR is where pods have their addresses; invalid where unknown.
-	// Traffic from elsewhere to a cluster IP is masqueraded.
-	ClusterCIDR netip.Prefix
+	// PodCIDRs and PodInterface tell the traffic of pods by its source or by
+	// the interface that it arrives on, of which "+" at the end stands for any
+	// ending. With neither, nobody is known to be a pod.
+	PodCIDRs     []netip.Prefix
+	PodInterface string
 	// MasqueradeAll masquerades all traffic to cluster IPs.
 	MasqueradeAll bool
 	// MasqueradeBit is the bit of the packet mark, 0 to 31, that says that a
 	// packet is to be masqueraded.
 	MasqueradeBit int
+	// KeepInvalid forwards packets that conntrack finds invalid, which
+	// otherwise are dropped.
+	KeepInvalid bool
+	// LocalhostNodePorts lets node ports answer on 127.0.0.1.
+	LocalhostNodePorts bool
 }
 
 // renderer turns Services into rules. It is pure.
@@ -33,105 +39,210 @@ type renderer struct{ RenderConfig }
 // written into rules: iptables-save prints networks without host bits, and the
 // nft variant refuses to match what is outside of all addresses.
 func newRenderer(cfg RenderConfig) renderer {
-	cfg.ClusterCIDR = cfg.ClusterCIDR.Masked()
-	if cfg.ClusterCIDR.Bits() == 0 { // nothing comes from elsewhere
-		cfg.ClusterCIDR = netip.Prefix{}
+	var cidrs []netip.Prefix
+	for _, c := range cfg.PodCIDRs {
+		if c.Bits() == 0 { // nothing comes from elsewhere
+			cidrs = nil
+			break
+		}
+		cidrs = append(cidrs, c.Masked())
 	}
+	cfg.PodCIDRs = cidrs
 	return renderer{cfg}
 }
 
 // portRules is what one port of a Service needs.
 type portRules struct {
-	// chains are the port's own, in the nat table.
+	// chains are the port's own.
 	chains map[ruleset.ChainKey]*ruleset.Chain
-	// dispatch leads to the port's chain, in nat KUBE-SERVICES; empty where
-	// there is no endpoint.
-	dispatch ruleset.Rule
-	// reject refuses connections, in filter KUBE-SERVICES; empty where there
-	// are endpoints.
-	reject ruleset.Rule
+	// shared are its rules in chains that all Services share.
+	shared map[ruleset.ChainKey][]ruleset.Rule
+}
+
+// The chains that Services share.
+var (
+	natServices    = ruleset.ChainKey{Table: ruleset.NAT, Name: services}
+	natNodePorts   = ruleset.ChainKey{Table: ruleset.NAT, Name: nodePorts}
+	filterServices = ruleset.ChainKey{Table: ruleset.Filter, Name: services}
+	filterExternal = ruleset.ChainKey{Table: ruleset.Filter, Name: externalServices}
+	filterFirewall = ruleset.ChainKey{Table: ruleset.Filter, Name: proxyFirewall}
+	filterHealth   = ruleset.ChainKey{Table: ruleset.Filter, Name: nodePorts}
+)
+
+// sharedChains lists the chains that Services share.
+func sharedChains() []ruleset.ChainKey {
+	return []ruleset.ChainKey{natServices, natNodePorts, filterServices, filterExternal, filterFirewall, filterHealth}
+}
+
+// portRenderer is the work on one port.
+type portRenderer struct {
+	renderer
+	*model.ServicePort
+	name, proto string // as comments and matches have them
+	unit        string
+	out         portRules
 }
 
 // port renders one port of a Service.
 func (r renderer) port(p *model.ServicePort) portRules {
-	if len(p.Endpoints) == 0 {
-		return portRules{reject: r.rejectRule(p, p.Name.String()+" has no endpoints")}
+	w := &portRenderer{
+		renderer: r, ServicePort: p, name: p.Name.String(), proto: p.Name.Protocol.Lower(),
+		out: portRules{
+			chains: make(map[ruleset.ChainKey]*ruleset.Chain, 1+len(p.Endpoints)),
+			shared: map[ruleset.ChainKey][]ruleset.Rule{},
+		},
 	}
-	chain := serviceChain(p.Name)
-	unit := p.Name.String() + "/" + p.Name.Protocol.Lower()
-	out := portRules{
-		chains:   make(map[ruleset.ChainKey]*ruleset.Chain, 1+len(p.Endpoints)),
-		dispatch: ruleset.Rule(r.clusterIPMatch(p, p.Name.String()+" cluster IP") + "-j " + chain),
+	w.unit = w.name + "/" + w.proto
+	w.internal()
+	w.external()
+	w.healthCheck()
+	if p.UsesCluster() {
+		w.choice(serviceChain(p.Name), p.Endpoints)
 	}
-	rules := r.masqueradeRules(p)
-	for i, ep := range p.Endpoints {
-		target := endpointChain(p.Name, ep.AddrPort)
-		rules = append(rules, chooseRule(p.Name, ep.AddrPort, target, len(p.Endpoints)-i))
-		out.chains[ruleset.ChainKey{Table: ruleset.NAT, Name: target}] = &ruleset.Chain{
-			Unit: unit, Rules: endpointRules(p.Name, ep.AddrPort),
+	if p.UsesLocal() {
+		w.choice(localChain(p.Name), p.LocalEndpoints)
+	}
+	return w.out
+}
+
+// share adds a rule to a shared chain.
+func (w *portRenderer) share(k ruleset.ChainKey, s spec) {
+	w.out.shared[k] = append(w.out.shared[k], s.rule())
+}
+
+// add adds a rule to a chain of the port's own.
+func (w *portRenderer) add(chain string, s spec) {
+	k := ruleset.ChainKey{Table: ruleset.NAT, Name: chain}
+	c := w.out.chains[k]
+	if c == nil {
+		c = &ruleset.Chain{Unit: w.unit}
+		w.out.chains[k] = c
+	}
+	c.Rules = append(c.Rules, s.rule())
+}
+
+// to matches what is for a port of an address, invalid for any address.
+func (w *portRenderer) to(ip netip.Addr, port uint16, comment string) spec {
+	s := spec{proto: w.proto, comment: comment, more: "-m " + w.proto + " --dport " + strconv.Itoa(int(port)) + " "}
+	if ip.IsValid() {
+		s.dst = host(ip)
+	}
+	return s
+}
+
+// refusal returns what becomes of traffic under a policy that has no endpoint
+// to offer: a Service without any endpoint rejects, one that has some on other
+// nodes drops.
+func (w *portRenderer) refusal() (comment, target string) {
+	if w.Usable {
+		return w.name + " has no local endpoints", "DROP"
+	}
+	if w.Family == model.IPv6 {
+		return w.name + " has no endpoints", "REJECT --reject-with icmp6-port-unreachable"
+	}
+	return w.name + " has no endpoints", "REJECT --reject-with icmp-port-unreachable"
+}
+
+// internal renders the cluster IP.
+func (w *portRenderer) internal() {
+	chain, served := serviceChain(w.Name), w.Usable
+	if w.InternalTrafficLocal {
+		chain, served = localChain(w.Name), len(w.LocalEndpoints) > 0
+	}
+	if !served {
+		comment, target := w.refusal()
+		w.share(filterServices, w.to(w.ClusterIP, w.Port, comment).jump(target))
+		return
+	}
+	match := w.to(w.ClusterIP, w.Port, w.name+" cluster IP")
+	w.share(natServices, match.jump(chain))
+	if w.MasqueradeAll {
+		w.add(chain, match.jump(nat.MarkMasq))
+	} else if s, ok := w.notFromPods(match); ok {
+		w.add(chain, s)
+	}
+}
+
+// choice renders the chain that chooses one of the endpoints at random, and
+// theirs. Clients with session affinity go first to where they were before.
+func (w *portRenderer) choice(chain string, eps []model.Endpoint) {
+	if w.AffinityTimeout > 0 {
+		for _, ep := range eps {
+			target := endpointChain(w.Name, ep.AddrPort)
+			w.add(chain, spec{comment: w.toEndpoint(ep), more: w.recent(target, "--rcheck --seconds "+
+				strconv.Itoa(int(w.AffinityTimeout.Seconds()))+" --reap")}.jump(target))
 		}
 	}
-	out.chains[ruleset.ChainKey{Table: ruleset.NAT, Name: chain}] = &ruleset.Chain{Unit: unit, Rules: rules}
+	for i, ep := range eps {
+		s := spec{comment: w.toEndpoint(ep)}
+		if n := len(eps) - i; n > 1 {
+			s.more = "-m statistic --mode random --probability " + probability(n) + " "
+		}
+		w.add(chain, s.jump(endpointChain(w.Name, ep.AddrPort)))
+		w.endpoint(ep.AddrPort)
+	}
+}
+
+func (w *portRenderer) toEndpoint(ep model.Endpoint) string {
+	return w.name + " -> " + ep.AddrPort.String()
+}
+
+// endpoint renders the chain that translates to an endpoint. An endpoint that
+// reaches itself through its Service must see the node's address, or it would
+// answer itself directly.
+func (w *portRenderer) endpoint(ep netip.AddrPort) {
+	chain := endpointChain(w.Name, ep)
+	if w.out.chains[ruleset.ChainKey{Table: ruleset.NAT, Name: chain}] != nil {
+		return // it serves both policies
+	}
+	w.add(chain, spec{src: host(ep.Addr()), comment: w.name}.jump(nat.MarkMasq))
+	translate := spec{proto: w.proto, comment: w.name, more: "-m " + w.proto + " "}
+	if w.AffinityTimeout > 0 {
+		translate.more = w.recent(chain, "--set") + translate.more
+	}
+	w.add(chain, translate.jump("DNAT --to-destination "+ep.String()))
+}
+
+// recent matches clients on the list of an endpoint's chain.
+func (w *portRenderer) recent(list, how string) string {
+	mask := "255.255.255.255"
+	if w.Family == model.IPv6 {
+		mask = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
+	}
+	return "-m recent " + how + " --name " + list + " --mask " + mask + " --rsource "
+}
+
+// notFromPods narrows a match to what pods do not send, with the jump to mark
+// it for masquerading. ok is false where it is not known who is a pod.
+func (r renderer) notFromPods(s spec) (_ spec, ok bool) {
+	switch {
+	case len(r.PodCIDRs) == 1:
+		s.src = "! " + r.PodCIDRs[0].String()
+	case len(r.PodCIDRs) > 1:
+		return s.jump(markOutside), true
+	case r.PodInterface != "":
+		s.in = "! " + r.PodInterface
+	default:
+		return s, false
+	}
+	return s.jump(nat.MarkMasq), true
+}
+
+// fromPods narrows a match to what pods send: one for each way to tell them.
+func (r renderer) fromPods(s spec) []spec {
+	var out []spec
+	for _, c := range r.PodCIDRs {
+		s.src = c.String()
+		out = append(out, s)
+	}
+	if r.PodInterface != "" && len(out) == 0 {
+		s.in = r.PodInterface
+		out = append(out, s)
+	}
 	return out
 }
 
-// clusterIPMatch matches what is for the port's cluster IP.
-func (r renderer) clusterIPMatch(p *model.ServicePort, comment string) string {
-	proto := p.Name.Protocol.Lower()
-	return "-d " + host(p.ClusterIP) + " -p " + proto + " " + commented(comment) +
-		"-m " + proto + " --dport " + strconv.Itoa(int(p.Port)) + " "
+// equal tells whether two ports have the same rules in a shared chain.
+func (p portRules) equal(o portRules, k ruleset.ChainKey) bool {
+	return slices.Equal(p.shared[k], o.shared[k])
 }
-
-// masqueradeRules mark what reaches the cluster IP and must come back by this
-// node: traffic from outside the cluster, or all.
-func (r renderer) masqueradeRules(p *model.ServicePort) []ruleset.Rule {
-	match := r.clusterIPMatch(p, p.Name.String()+" cluster IP")
-	switch {
-	case r.MasqueradeAll:
-		return []ruleset.Rule{ruleset.Rule(match + "-j " + nat.MarkMasq)}
-	case r.ClusterCIDR.IsValid():
-		return []ruleset.Rule{ruleset.Rule("! -s " + r.ClusterCIDR.String() + " " + match + "-j " + nat.MarkMasq)}
-	}
-	return nil
-}
-
-// chooseRule leads to one endpoint; n counts it and those after it.
-func chooseRule(name model.ServicePortName, ep netip.AddrPort, target string, n int) ruleset.Rule {
-	rule := commented(name.String() + " -> " + ep.String())
-	if n > 1 {
-		rule += "-m statistic --mode random --probability " + probability(n) + " "
-	}
-	return ruleset.Rule(rule + "-j " + target)
-}
-
-// probability returns 1/n as iptables-save prints it when kube-proxy has
-// written it: kube-proxy writes ten decimals, the kernel keeps 31 bits
-// (xt_statistic), and iptables prints these with eleven decimals.
-func probability(n int) string {
-	p, _ := strconv.ParseFloat(strconv.FormatFloat(1/float64(n), 'f', 10, 64), 64)
-	const one = 1 << 31
-	return strconv.FormatFloat(math.Round(p*one)/one, 'f', 11, 64)
-}
-
-// endpointRules translate to an endpoint. An endpoint that reaches itself
-// through its Service must see the node's address, or it would answer itself
-// directly.
-func endpointRules(name model.ServicePortName, ep netip.AddrPort) []ruleset.Rule {
-	comment, proto := commented(name.String()), name.Protocol.Lower()
-	return []ruleset.Rule{
-		ruleset.Rule("-s " + host(ep.Addr()) + " " + comment + "-j " + nat.MarkMasq),
-		ruleset.Rule("-p " + proto + " " + comment + "-m " + proto + " -j DNAT --to-destination " + ep.String()),
-	}
-}
-
-// rejectRule refuses connections to the port's cluster IP.
-func (r renderer) rejectRule(p *model.ServicePort, comment string) ruleset.Rule {
-	with := "icmp-port-unreachable"
-	if r.Family == model.IPv6 {
-		with = "icmp6-port-unreachable"
-	}
-	return ruleset.Rule(r.clusterIPMatch(p, comment) + "-j REJECT --reject-with " + with)
-}
-
-// host returns an address as iptables-save prints a single one.
-func host(a netip.Addr) string { return fmt.Sprintf("%s/%d", a, a.BitLen()) }

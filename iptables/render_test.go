@@ -32,6 +32,7 @@ func port(name model.ServicePortName, vip string, number uint16, endpoints ...st
 	for _, ep := range endpoints {
 		p.Endpoints = append(p.Endpoints, model.Endpoint{AddrPort: netip.MustParseAddrPort(ep)})
 	}
+	p.Usable = len(p.Endpoints) > 0
 	return p
 }
 
@@ -77,7 +78,7 @@ func (a *agent) sync(ports ...*model.ServicePort) proxier.Report {
 
 func (a *agent) syncChanged(s *model.Snapshot, names []model.ServicePortName) proxier.Report {
 	a.t.Helper()
-	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Changed: names, Prune: true})
+	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, NodePorts: proxier.NodePorts{All: true}, Changed: names, Prune: true})
 	if err != nil || len(r.Refused) > 0 {
 		a.t.Fatalf("Sync() = %+v, %v", r, err)
 	}
@@ -85,15 +86,15 @@ func (a *agent) syncChanged(s *model.Snapshot, names []model.ServicePortName) pr
 }
 
 func v4() RenderConfig {
-	return RenderConfig{Family: model.IPv4, ClusterCIDR: netip.MustParsePrefix("10.244.0.0/16"), MasqueradeBit: 14}
+	return RenderConfig{Family: model.IPv4, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, MasqueradeBit: 14, LocalhostNodePorts: true}
 }
 
 func v6() RenderConfig {
-	return RenderConfig{Family: model.IPv6, ClusterCIDR: netip.MustParsePrefix("fd00:244::/56"), MasqueradeBit: 14}
+	return RenderConfig{Family: model.IPv6, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("fd00:244::/56")}, MasqueradeBit: 14, LocalhostNodePorts: true}
 }
 
 func without(cfg RenderConfig) RenderConfig {
-	cfg.ClusterCIDR = netip.Prefix{}
+	cfg.PodCIDRs = nil
 	return cfg
 }
 
@@ -110,7 +111,7 @@ func renderCases() []renderCase {
 	all, bit := v4(), v4()
 	all.MasqueradeAll, bit.MasqueradeBit = true, 31
 	one := port(web, "10.96.0.10", 80, "10.244.0.1:8080")
-	return []renderCase{
+	return append(featureCases(), []renderCase{
 		{"nothing", v4(), nil},
 		{"one-endpoint", v4(), []*model.ServicePort{one}},
 		{"several-endpoints", v4(), []*model.ServicePort{port(web, "10.96.0.10", 80, "10.244.0.1:8080", "10.244.0.2:8080", "10.244.1.3:8080")}},
@@ -135,7 +136,7 @@ func renderCases() []renderCase {
 		{"masquerade-all", all, []*model.ServicePort{one}},
 		{"masquerade-all-no-cluster-cidr", without(all), []*model.ServicePort{one}},
 		{"other-mark-bit", bit, []*model.ServicePort{one}},
-	}
+	}...)
 }
 
 func TestGolden(t *testing.T) {
@@ -251,7 +252,10 @@ func TestCommentsFit(t *testing.T) {
 	p := port(name, "fd00:1111:2222:3333:4444:5555:6666:7777", 65535, "[fd00:1111:2222:3333:4444:5555:6666:8888]:65535")
 	for _, p := range []*model.ServicePort{p, port(name, "fd00::1", 1)} {
 		rules := newRenderer(v6()).port(p)
-		all := []ruleset.Rule{rules.dispatch, rules.reject}
+		var all []ruleset.Rule
+		for _, shared := range rules.shared {
+			all = append(all, shared...)
+		}
 		for _, c := range rules.chains {
 			all = append(all, c.Rules...)
 		}

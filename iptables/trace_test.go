@@ -51,8 +51,8 @@ func TestTrace(t *testing.T) {
 	all.MasqueradeAll = true
 	bit, everywhere, hostBits := v4(), v4(), v4()
 	bit.MasqueradeBit = 3
-	everywhere.ClusterCIDR = netip.MustParsePrefix("0.0.0.0/0")
-	hostBits.ClusterCIDR = netip.MustParsePrefix("10.244.3.7/16")
+	everywhere.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
+	hostBits.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.3.7/16")}
 	each := func(masq bool) []fate {
 		return []fate{{"10.244.0.1:8080", masq, "ACCEPT"}, {"10.244.1.2:8081", masq, "ACCEPT"}}
 	}

@@ -71,7 +71,7 @@ func (w *walk) next() {
 	if w.rng.IntN(15) == 0 {
 		w.restart()
 	}
-	d := proxier.Desired{Snapshot: w.snap, Prune: w.rng.IntN(6) > 0, Verify: w.rng.IntN(10) == 0}
+	d := proxier.Desired{Snapshot: w.snap, NodePorts: proxier.NodePorts{All: true}, Prune: w.rng.IntN(6) > 0, Verify: w.rng.IntN(10) == 0}
 	for name := range w.changed {
 		d.Changed = append(d.Changed, name)
 	}
@@ -112,6 +112,7 @@ func (w *walk) change() {
 		for i := range 5 {
 			if w.rng.IntN(2) == 0 {
 				p.Endpoints = append(p.Endpoints, model.Endpoint{AddrPort: netip.AddrPortFrom(w.addr(244, i), 8080)})
+				p.Usable = true
 			}
 		}
 	}

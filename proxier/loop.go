@@ -125,8 +125,10 @@ func (l *Loop) sync(ctx context.Context, verify bool) time.Duration {
 	report, err := l.Mode.Sync(ctx, Desired{
 		Snapshot: l.snapshot,
 		Changed:  slices.SortedFunc(maps.Keys(l.changed), model.ServicePortName.Compare),
-		Prune:    l.prune,
-		Verify:   verify,
+
+		NodePorts: NodePorts{All: true},
+		Prune:     l.prune,
+		Verify:    verify,
 	})
 	took := time.Since(start)
 	rest := max(took, l.MinSyncPeriod-took)

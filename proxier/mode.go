@@ -12,6 +12,8 @@ package proxier
 
 import (
 	"context"
+	"net/netip"
+	"slices"
 
 	"fairlead/proxier/model"
 )
@@ -33,6 +35,8 @@ type Desired struct {
 	// the last Sync that succeeded, those that are gone included. On the first
 	// Sync these are all ports.
 	Changed []model.ServicePortName
+	// NodePorts tells where node ports answer.
+	NodePorts NodePorts
 	// Prune allows removals. While it is false, objects may be missing from
 	// Snapshot for no reason of theirs, and what the kernel does for them must
 	// go on.
@@ -40,6 +44,19 @@ type Desired struct {
 	// Verify asks to look at the kernel instead of trusting what is known of
 	// it, and to repair what others have changed.
 	Verify bool
+}
+
+// NodePorts tells on which of the node's addresses node ports answer.
+type NodePorts struct {
+	// All is set for all addresses that the node has, now and later.
+	All bool
+	// Addrs are the addresses otherwise, of either family, sorted.
+	Addrs []netip.Addr
+}
+
+// Equal tells whether n and o are the same.
+func (n NodePorts) Equal(o NodePorts) bool {
+	return n.All == o.All && slices.Equal(n.Addrs, o.Addrs)
 }
 
 // Report tells what a Sync did, for logs and metrics.

@@ -48,7 +48,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.mode, "proxy-mode", "iptables", "How to program the kernel: iptables.")
 	fs.StringVar(&o.mode, "mode", "iptables", "Same as --proxy-mode.")
 	fs.StringVar(&o.variant, "iptables-variant", "auto", "Which iptables to use: nft, legacy, or auto, which finds out what this host uses.")
-	fs.StringVar(&o.clusterCIDR, "cluster-cidr", "", "CIDR of the pods' addresses, or two, one of each family, with a comma between. Traffic to a cluster IP from elsewhere is masqueraded.")
+	fs.StringVar(&o.clusterCIDR, "cluster-cidr", "", "CIDRs of the pods' addresses, of either family, with commas between. Traffic to a cluster IP from elsewhere is masqueraded.")
 	fs.StringVar(&o.bindAddress, "bind-address", "0.0.0.0", "This node's address. An IPv6 address moves the defaults of the two addresses below to IPv6.")
 	fs.StringVar(&o.healthzAddress, "healthz-bind-address", "0.0.0.0:10256", "Address and port of /healthz and /livez; empty means none.")
 	fs.StringVar(&o.metricsAddress, "metrics-bind-address", "127.0.0.1:10249", "Address and port of /metrics and /proxyMode; empty means none.")
@@ -77,7 +77,7 @@ type config struct {
 	options
 	nodeName     string
 	variant      ruleset.Variant // empty: find out
-	clusterCIDRs map[model.Family]netip.Prefix
+	clusterCIDRs map[model.Family][]netip.Prefix
 }
 
 // config checks the flags. Its errors name the flag, the value and the remedy.
@@ -125,9 +125,9 @@ func parseVariant(s string) (ruleset.Variant, error) {
 	return "", fmt.Errorf("--iptables-variant %q is unknown; use auto, nft or legacy", s)
 }
 
-// parseCIDRs reads a list with at most one CIDR of each family.
-func parseCIDRs(flag, s string) (map[model.Family]netip.Prefix, error) {
-	out := map[model.Family]netip.Prefix{}
+// parseCIDRs reads a list of CIDRs and sorts them by family.
+func parseCIDRs(flag, s string) (map[model.Family][]netip.Prefix, error) {
+	out := map[model.Family][]netip.Prefix{}
 	for _, part := range strings.Split(s, ",") {
 		part = strings.TrimSpace(part)
 		if part == "" {
@@ -137,11 +137,7 @@ func parseCIDRs(flag, s string) (map[model.Family]netip.Prefix, error) {
 		if err != nil || p.Addr().Is4In6() {
 			return nil, fmt.Errorf("%s %q is not a CIDR; write it like 10.244.0.0/16 or fd00:10:244::/56", flag, part)
 		}
-		f := model.FamilyOf(p.Addr())
-		if _, twice := out[f]; twice {
-			return nil, fmt.Errorf("%s %q names two %s CIDRs; give at most one of each family", flag, s, f)
-		}
-		out[f] = p.Masked()
+		out[model.FamilyOf(p.Addr())] = append(out[model.FamilyOf(p.Addr())], p.Masked())
 	}
 	return out, nil
 }

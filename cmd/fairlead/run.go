@@ -94,7 +94,7 @@ func newMode(cfg *config, node *nodeKernel, f model.Family, metrics *iptables.Me
 	engine.Stage(nat.Chains(cfg.masqueradeBit))
 	return iptables.New(iptables.RenderConfig{
 		Family:        f,
-		ClusterCIDR:   cfg.clusterCIDRs[f],
+		PodCIDRs:      cfg.clusterCIDRs[f],
 		MasqueradeAll: cfg.masqueradeAll,
 		MasqueradeBit: cfg.masqueradeBit,
 	}, engine, metrics)

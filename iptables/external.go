@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"fairlead/iptables/ruleset"
+	"fairlead/nat"
+)
+
+// external renders what reaches the port from outside the cluster: external
+// IPs, load balancer IPs and the node port.
+func (w *portRenderer) external() {
+	if !w.ExternallyAccessible() {
+		return
+	}
+	served := w.Usable
+	if w.ExternalTrafficLocal {
+		served = len(w.LocalEndpoints) > 0
+	}
+	for _, ip := range w.ExternalIPs {
+		w.externalAddress(w.to(ip, w.Port, ""), " external IP", externalChain(w.Name), served)
+	}
+	balancer := externalChain(w.Name)
+	if w.Usable && w.restricted() {
+		balancer = firewallChain(w.Name)
+	}
+	for _, ip := range w.LoadBalancerIPs {
+		w.externalAddress(w.to(ip, w.Port, ""), " loadbalancer IP", balancer, served)
+	}
+	if w.NodePort != 0 {
+		w.nodePort(served)
+	}
+	if w.Usable {
+		w.externalTraffic(served)
+		w.firewall()
+	}
+}
+
+// externalAddress leads to the chain for external traffic. Without an endpoint
+// of the policy the translation leaves the packet alone, and the filter refuses
+// it.
+func (w *portRenderer) externalAddress(match spec, kind, chain string, served bool) {
+	if w.Usable {
+		match.comment = w.name + kind
+		w.share(natServices, match.jump(chain))
+	}
+	if !served {
+		comment, target := w.refusal()
+		match.comment = comment
+		w.share(filterExternal, match.jump(target))
+	}
+}
+
+func (w *portRenderer) nodePort(served bool) {
+	match := w.to(netip.Addr{}, w.NodePort, w.name)
+	if w.Usable {
+		w.share(natNodePorts, match.jump(externalChain(w.Name)))
+	}
+	if !served {
+		comment, target := w.refusal()
+		match.comment = comment
+		match.more = "-m addrtype --dst-type LOCAL " + match.more
+		w.share(filterExternal, match.jump(target))
+	}
+}
+
+// externalTraffic renders the chain that all external traffic goes through.
+// Under the policy Local the client's address stays, and the traffic of pods
+// and of this node, which needs no way back to a client outside, may go to any
+// endpoint, as if it had gone out to the load balancer and come in elsewhere.
+func (w *portRenderer) externalTraffic(served bool) {
+	chain, destinations := externalChain(w.Name), "traffic for "+w.name+" external destinations"
+	if !w.ExternalTrafficLocal {
+		w.add(chain, spec{comment: "masquerade " + destinations}.jump(nat.MarkMasq))
+		w.add(chain, spec{}.jump(serviceChain(w.Name)))
+		return
+	}
+	if len(w.Endpoints) > 0 {
+		for _, s := range w.fromPods(spec{comment: "pod " + destinations}) {
+			w.add(chain, s.jump(serviceChain(w.Name)))
+		}
+	}
+	local := spec{more: "-m addrtype --src-type LOCAL "}
+	local.comment = "masquerade LOCAL " + destinations
+	w.add(chain, local.jump(nat.MarkMasq))
+	if len(w.Endpoints) > 0 {
+		local.comment = "route LOCAL " + destinations
+		w.add(chain, local.jump(serviceChain(w.Name)))
+	}
+	if served {
+		w.add(chain, spec{}.jump(localChain(w.Name)))
+	}
+}
+
+// restricted tells whether the load balancer's addresses of this family are
+// for some sources only.
+func (w *portRenderer) restricted() bool {
+	all := slices.ContainsFunc(w.SourceRanges, func(p netip.Prefix) bool { return p.Bits() == 0 })
+	return w.Restricted && !all && len(w.LoadBalancerIPs) > 0
+}
+
+// firewall renders the chain that admits the source ranges. What it does not
+// admit is not translated, and then dropped by the filter table.
+func (w *portRenderer) firewall() {
+	if !w.restricted() {
+		return
+	}
+	chain := firewallChain(w.Name)
+	for _, r := range w.SourceRanges {
+		w.add(chain, spec{src: r.Masked().String(), comment: w.name + " loadbalancer IP"}.jump(externalChain(w.Name)))
+	}
+	w.add(chain, spec{comment: "other traffic to " + w.name + " will be dropped by " + proxyFirewall})
+	for _, ip := range w.LoadBalancerIPs {
+		w.share(filterFirewall, w.to(ip, w.Port, w.name+" traffic not accepted by "+chain).jump("DROP"))
+	}
+}
+
+// healthCheck lets the load balancer reach the health check node port.
+func (w *portRenderer) healthCheck() {
+	if w.HealthCheckNodePort == 0 {
+		return
+	}
+	w.share(filterHealth, spec{
+		proto: "tcp", comment: w.name + " health check node port",
+		more: "-m tcp --dport " + strconv.Itoa(int(w.HealthCheckNodePort)) + " ",
+	}.jump("ACCEPT"))
+}
+
+// outside renders the chain that marks for masquerading what comes from
+// outside of all of several pod CIDRs.
+func (r renderer) outside() []ruleset.Rule {
+	var out []ruleset.Rule
+	for _, c := range r.PodCIDRs {
+		out = append(out, spec{src: c.String()}.jump("RETURN").rule())
+	}
+	return append(out, spec{}.jump(nat.MarkMasq).rule())
+}
