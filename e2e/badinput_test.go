@@ -35,6 +35,7 @@ func TestCommandLine(t *testing.T) {
 		{"a mode of later", []string{"--mode=ipvs"}, []string{"ipvs", "--proxy-mode iptables"}},
 		{"unknown variant", []string{"--iptables-variant", "new"}, []string{"--iptables-variant", "new", "auto, nft or legacy"}},
 		{"not a CIDR", []string{"--cluster-cidr", "10.244.0.0"}, []string{"--cluster-cidr", "10.244.0.0", "10.244.0.0/16"}},
+		{"primary and CIDRs", []string{"--nodeport-addresses", "primary,10.0.0.0/8"}, []string{"--nodeport-addresses", "primary"}},
 		{"bit out of range", []string{"--iptables-masquerade-bit", "32"}, []string{"--iptables-masquerade-bit", "32", "0 to 31"}},
 		{"no sync period", []string{"--iptables-sync-period", "0s"}, []string{"--iptables-sync-period", "above 0"}},
 		{"periods crossed", []string{"--iptables-min-sync-period", "1m"}, []string{"--iptables-min-sync-period", "--iptables-sync-period"}},

@@ -113,10 +113,24 @@ func (w *portRenderer) firewall() {
 	for _, r := range w.SourceRanges {
 		w.add(chain, spec{src: r.Masked().String(), comment: w.name + " loadbalancer IP"}.jump(externalChain(w.Name)))
 	}
+	if w.nodeAdmitted() {
+		// The node's own request to a load balancer's address that the node
+		// itself has comes from that address.
+		for _, ip := range w.LoadBalancerIPs {
+			w.add(chain, spec{src: host(ip), comment: w.name + " loadbalancer IP"}.jump(externalChain(w.Name)))
+		}
+	}
 	w.add(chain, spec{comment: "other traffic to " + w.name + " will be dropped by " + proxyFirewall})
 	for _, ip := range w.LoadBalancerIPs {
 		w.share(filterFirewall, w.to(ip, w.Port, w.name+" traffic not accepted by "+chain).jump("DROP"))
 	}
+}
+
+// nodeAdmitted tells whether a source range has an address of this node.
+func (w *portRenderer) nodeAdmitted() bool {
+	return slices.ContainsFunc(w.SourceRanges, func(r netip.Prefix) bool {
+		return slices.ContainsFunc(w.nodeIPs, r.Contains)
+	})
 }
 
 // healthCheck lets the load balancer reach the health check node port.

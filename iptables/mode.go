@@ -31,8 +31,8 @@ type Mode struct {
 	// ports are the rules of every port in the last snapshot rendered. Of
 	// their chains only the names are kept: the engine has the rules.
 	ports map[model.ServicePortName]portRules
-	// nodePorts are those of the last Sync.
-	nodePorts proxier.NodePorts
+	// node is that of the last Sync.
+	node proxier.NodeState
 	// started is set once the fixed chains are staged.
 	started bool
 }
@@ -68,10 +68,18 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 		}
 		m.started = true
 	}
-	if !m.nodePorts.Equal(d.NodePorts) {
-		m.nodePorts = d.NodePorts
+	if !m.node.NodePorts.Equal(d.Node.NodePorts) {
 		stale[natServices] = true
 	}
+	if !slices.Equal(m.node.IPs, d.Node.IPs) {
+		m.render.nodeIPs = d.Node.IPs
+		for p := range d.Snapshot.All() {
+			if p.Restricted {
+				m.stagePort(p.Name, p, staged, stale)
+			}
+		}
+	}
+	m.node = d.Node
 	for _, name := range d.Changed {
 		m.stagePort(name, d.Snapshot.Get(name), staged, stale)
 	}
@@ -118,7 +126,7 @@ func (m *Mode) stageShared(staged map[ruleset.ChainKey]*ruleset.Chain, stale map
 			c.Rules = append(c.Rules, m.ports[name].shared[key]...)
 		}
 		if key == natServices {
-			c.Rules = append(c.Rules, m.render.nodePortRules(m.nodePorts)...)
+			c.Rules = append(c.Rules, m.render.nodePortRules(m.node.NodePorts)...)
 		}
 		staged[key] = c
 	}

@@ -126,7 +126,7 @@ func TestSyncReport(t *testing.T) {
 	good := port(portName("shop", "good", "", model.TCP), "10.96.0.10", 80, "10.244.0.1:80")
 	k.Refuse = func(_ ruleset.ChainKey, r ruleset.Rule) bool { return strings.Contains(string(r), "10.66.0.1:80") }
 	s, names := snapshot(good, bad)
-	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, NodePorts: proxier.NodePorts{All: true}, Changed: names, Prune: true})
+	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Node: everywhere, Changed: names, Prune: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestSyncReport(t *testing.T) {
 	checkFates(t, newTracer(t, k.Save(), nodeIP).trace(packet{pod, "10.96.0.10", "tcp", 80, false}), fate{"10.244.0.1:80", false, "ACCEPT"})
 	k.Flush(ruleset.NAT)
 	s, _ = snapshot(good)
-	r, err = a.Sync(context.Background(), proxier.Desired{Snapshot: s, NodePorts: proxier.NodePorts{All: true}, Changed: []model.ServicePortName{bad.Name}, Prune: true, Verify: true})
+	r, err = a.Sync(context.Background(), proxier.Desired{Snapshot: s, Node: everywhere, Changed: []model.ServicePortName{bad.Name}, Prune: true, Verify: true})
 	if err != nil || r.Repaired == 0 || r.Written == 0 || len(r.Refused) > 0 {
 		t.Errorf("Sync() after a flush = %+v, %v, want repairs and no refusal", r, err)
 	}
@@ -160,7 +160,7 @@ func TestSyncFails(t *testing.T) {
 	s, _ := snapshot(two)
 	changed := []model.ServicePortName{one.Name, two.Name}
 	for range 2 {
-		if _, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, NodePorts: proxier.NodePorts{All: true}, Changed: changed, Prune: true}); err == nil {
+		if _, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Node: everywhere, Changed: changed, Prune: true}); err == nil {
 			t.Errorf("Sync() while every restore fails = nil, want an error")
 		}
 	}
@@ -194,7 +194,7 @@ func TestTakeover(t *testing.T) {
 	a := fakeAgent(t, &k, v4())
 	s, names := snapshot(web)
 	if got := written(&k, func() {
-		if _, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, NodePorts: proxier.NodePorts{All: true}, Changed: names}); err != nil {
+		if _, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Node: everywhere, Changed: names}); err != nil {
 			t.Fatal(err)
 		}
 	}); len(got) > 0 {

@@ -33,7 +33,11 @@ type RenderConfig struct {
 }
 
 // renderer turns Services into rules. It is pure.
-type renderer struct{ RenderConfig }
+type renderer struct {
+	RenderConfig
+	// nodeIPs are the node's own addresses.
+	nodeIPs []netip.Addr
+}
 
 // newRenderer brings the configuration into the form in which it can be
 // written into rules: iptables-save prints networks without host bits, and the
@@ -48,7 +52,7 @@ func newRenderer(cfg RenderConfig) renderer {
 		cidrs = append(cidrs, c.Masked())
 	}
 	cfg.PodCIDRs = cidrs
-	return renderer{cfg}
+	return renderer{RenderConfig: cfg}
 }
 
 // portRules is what one port of a Service needs.

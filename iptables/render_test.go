@@ -78,12 +78,15 @@ func (a *agent) sync(ports ...*model.ServicePort) proxier.Report {
 
 func (a *agent) syncChanged(s *model.Snapshot, names []model.ServicePortName) proxier.Report {
 	a.t.Helper()
-	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, NodePorts: proxier.NodePorts{All: true}, Changed: names, Prune: true})
+	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Node: everywhere, Changed: names, Prune: true})
 	if err != nil || len(r.Refused) > 0 {
 		a.t.Fatalf("Sync() = %+v, %v", r, err)
 	}
 	return r
 }
+
+// everywhere is a node on all of whose addresses node ports answer.
+var everywhere = proxier.NodeState{NodePorts: proxier.NodePorts{All: true}}
 
 func v4() RenderConfig {
 	return RenderConfig{Family: model.IPv4, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, MasqueradeBit: 14, LocalhostNodePorts: true}

@@ -71,7 +71,7 @@ func (w *walk) next() {
 	if w.rng.IntN(15) == 0 {
 		w.restart()
 	}
-	d := proxier.Desired{Snapshot: w.snap, NodePorts: proxier.NodePorts{All: true}, Prune: w.rng.IntN(6) > 0, Verify: w.rng.IntN(10) == 0}
+	d := proxier.Desired{Snapshot: w.snap, Node: everywhere, Prune: w.rng.IntN(6) > 0, Verify: w.rng.IntN(10) == 0}
 	for name := range w.changed {
 		d.Changed = append(d.Changed, name)
 	}

@@ -23,6 +23,8 @@ type LoopConfig struct {
 	Metrics *Metrics
 	// NodeName tells which endpoints are local.
 	NodeName string
+	// NodePortAddresses says where node ports answer.
+	NodePortAddresses NodePortAddresses
 	// MinSyncPeriod is the least time between the starts of two syncs. Whatever
 	// it is, a sync that took t is followed by a rest of t.
 	MinSyncPeriod time.Duration
@@ -121,14 +123,18 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // sync does one sync and returns how long to wait before the next.
 func (l *Loop) sync(ctx context.Context, verify bool) time.Duration {
 	start := time.Now()
-	l.resolve(l.Tracker.Take(l.Family))
+	batch := l.Tracker.Take(l.Family)
+	l.resolve(batch)
+	nodeIPs := ofFamily(batch.Node.Addrs, l.Family)
 	report, err := l.Mode.Sync(ctx, Desired{
 		Snapshot: l.snapshot,
 		Changed:  slices.SortedFunc(maps.Keys(l.changed), model.ServicePortName.Compare),
-
-		NodePorts: NodePorts{All: true},
-		Prune:     l.prune,
-		Verify:    verify,
+		Node: NodeState{
+			NodePorts: l.NodePortAddresses.resolve(l.Family, batch.NodeAddrs, nodeIPs),
+			IPs:       nodeIPs,
+		},
+		Prune:  l.prune,
+		Verify: verify,
 	})
 	took := time.Since(start)
 	rest := max(took, l.MinSyncPeriod-took)
@@ -164,7 +170,7 @@ func (l *Loop) done(start time.Time) {
 func (l *Loop) resolve(b Batch) {
 	l.prune = b.Status.Complete
 	l.triggers = addTriggers(l.triggers, b.Triggers...)
-	at := Locality{Node: l.NodeName, Zone: b.Zone}
+	at := Locality{Node: l.NodeName, Zone: b.Node.Zone}
 	changes := map[model.ServicePortName]*model.ServicePort{}
 	for key, st := range b.Services {
 		for _, name := range l.ports[key] {

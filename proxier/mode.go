@@ -35,8 +35,8 @@ type Desired struct {
 	// the last Sync that succeeded, those that are gone included. On the first
 	// Sync these are all ports.
 	Changed []model.ServicePortName
-	// NodePorts tells where node ports answer.
-	NodePorts NodePorts
+	// Node is what the rules need to know of this node.
+	Node NodeState
 	// Prune allows removals. While it is false, objects may be missing from
 	// Snapshot for no reason of theirs, and what the kernel does for them must
 	// go on.
@@ -46,11 +46,19 @@ type Desired struct {
 	Verify bool
 }
 
+// NodeState is what a Mode needs to know of the node, in its family.
+type NodeState struct {
+	// NodePorts tells where node ports answer.
+	NodePorts NodePorts
+	// IPs are the node's own addresses, as its Node object has them.
+	IPs []netip.Addr
+}
+
 // NodePorts tells on which of the node's addresses node ports answer.
 type NodePorts struct {
 	// All is set for all addresses that the node has, now and later.
 	All bool
-	// Addrs are the addresses otherwise, of either family, sorted.
+	// Addrs are the addresses otherwise, sorted.
 	Addrs []netip.Addr
 }
 

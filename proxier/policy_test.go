@@ -154,8 +154,8 @@ func TestTrackerZone(t *testing.T) {
 		tracker.Update(model.Changes{Node: &model.NodeChange{Node: &model.Node{Name: here, Zone: z}}})
 		return tracker.Take(model.IPv4)
 	}
-	if b := zone("a"); len(b.Services) != 2 || b.Zone != "a" {
-		t.Errorf("in another zone: got %d Services and zone %q, want 2 and a", len(b.Services), b.Zone)
+	if b := zone("a"); len(b.Services) != 2 || b.Node.Zone != "a" {
+		t.Errorf("in another zone: got %d Services and zone %q, want 2 and a", len(b.Services), b.Node.Zone)
 	}
 	if b := zone("a"); len(b.Services) != 0 {
 		t.Errorf("in the same zone: got %d Services, want none", len(b.Services))

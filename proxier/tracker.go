@@ -3,6 +3,8 @@
 package proxier
 
 import (
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,7 +43,8 @@ type Tracker struct {
 	// owner is the Service of each EndpointSlice.
 	owner  map[model.ObjectKey]model.ObjectKey
 	status model.SourceStatus
-	zone   string
+	node   model.Node
+	addrs  []netip.Addr
 	views  map[model.Family]*view
 }
 
@@ -100,35 +103,48 @@ func (t *Tracker) Update(c model.Changes) {
 	if c.Node != nil {
 		t.setNode(c.Node.Node)
 	}
+	if c.NodeAddrs != nil && !slices.Equal(t.addrs, c.NodeAddrs.Addrs) {
+		t.addrs = c.NodeAddrs.Addrs
+		t.markDue()
+	}
 	if c.Status != nil && *c.Status != t.status {
 		t.status = *c.Status
-		for _, v := range t.views {
-			v.due = true
-		}
+		t.markDue()
 	}
 	t.metrics.changed(len(c.Services), len(c.EndpointSlices))
 	t.pending()
 	t.queue()
 }
 
-// setNode takes over the node. Hints are for a zone, so another zone may change
-// the endpoints of every Service.
+// setNode takes over the node; where there is none, nothing is known of it.
+// Hints are for a zone, so another zone may change the endpoints of every
+// Service.
 func (t *Tracker) setNode(n *model.Node) {
 	t.health.SetNodeEligible(eligible(n))
-	zone := ""
-	if n != nil {
-		zone = n.Zone
+	if n == nil {
+		n = &model.Node{}
 	}
-	if zone == t.zone {
+	old := t.node
+	t.node = *n
+	if !slices.Equal(old.Addrs, n.Addrs) {
+		t.markDue()
+	}
+	if old.Zone == n.Zone {
 		return
 	}
-	t.zone = zone
 	for key, svc := range t.services {
 		for f, v := range t.views {
 			if hasFamily(svc, f) {
 				v.mark(key)
 			}
 		}
+	}
+}
+
+// markDue makes every family sync, although no Service has changed.
+func (t *Tracker) markDue() {
+	for _, v := range t.views {
+		v.due = true
 	}
 }
 
@@ -238,8 +254,10 @@ func (t *Tracker) Wake(f model.Family) <-chan struct{} { return t.views[f].wake 
 type Batch struct {
 	// Services are the changed ones, by key, with all that Resolve needs.
 	Services map[model.ObjectKey]ServiceState
-	// Zone is the node's, empty where unknown.
-	Zone string
+	// Node is the agent's own node, as far as it is known.
+	Node model.Node
+	// NodeAddrs are the addresses of the node's interfaces.
+	NodeAddrs []netip.Addr
 	// Status is the source's; before it is listed a batch is empty.
 	Status model.SourceStatus
 	// Triggers are when the changes happened, as far as their objects say.
@@ -262,7 +280,7 @@ func (t *Tracker) Take(f model.Family) Batch {
 	}
 	b := Batch{
 		Services: make(map[model.ObjectKey]ServiceState, len(v.dirty)),
-		Zone:     t.zone,
+		Node:     t.node, NodeAddrs: t.addrs,
 		Status:   t.status,
 		Triggers: v.triggers,
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"fairlead/iptables/ruleset"
+	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
 
@@ -27,6 +29,7 @@ type options struct {
 	hostname                      string
 	mode, variant                 string
 	clusterCIDR                   string
+	nodePortAddresses             []string
 	bindAddress                   string
 	healthzAddress                string
 	metricsAddress                string
@@ -49,6 +52,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.mode, "mode", "iptables", "Same as --proxy-mode.")
 	fs.StringVar(&o.variant, "iptables-variant", "auto", "Which iptables to use: nft, legacy, or auto, which finds out what this host uses.")
 	fs.StringVar(&o.clusterCIDR, "cluster-cidr", "", "CIDRs of the pods' addresses, of either family, with commas between. Traffic to a cluster IP from elsewhere is masqueraded.")
+	fs.StringSliceVar(&o.nodePortAddresses, "nodeport-addresses", nil, "Where node ports answer: CIDRs of the node's addresses, or primary for those of its Node object. Empty means on all addresses.")
 	fs.StringVar(&o.bindAddress, "bind-address", "0.0.0.0", "This node's address. An IPv6 address moves the defaults of the two addresses below to IPv6.")
 	fs.StringVar(&o.healthzAddress, "healthz-bind-address", "0.0.0.0:10256", "Address and port of /healthz and /livez; empty means none.")
 	fs.StringVar(&o.metricsAddress, "metrics-bind-address", "127.0.0.1:10249", "Address and port of /metrics and /proxyMode; empty means none.")
@@ -78,6 +82,7 @@ type config struct {
 	nodeName     string
 	variant      ruleset.Variant // empty: find out
 	clusterCIDRs map[model.Family][]netip.Prefix
+	nodePorts    proxier.NodePortAddresses
 }
 
 // config checks the flags. Its errors name the flag, the value and the remedy.
@@ -94,6 +99,8 @@ func (o *options) config() (*config, error) {
 	cfg.variant, err = parseVariant(o.variant)
 	check(err)
 	cfg.clusterCIDRs, err = parseCIDRs("--cluster-cidr", o.clusterCIDR)
+	check(err)
+	cfg.nodePorts, err = parseNodePortAddresses(o.nodePortAddresses)
 	check(err)
 	cfg.nodeName, err = nodeName(o.hostname)
 	check(err)
@@ -140,6 +147,19 @@ func parseCIDRs(flag, s string) (map[model.Family][]netip.Prefix, error) {
 		out[model.FamilyOf(p.Addr())] = append(out[model.FamilyOf(p.Addr())], p.Masked())
 	}
 	return out, nil
+}
+
+// parseNodePortAddresses reads CIDRs, or the word primary alone.
+func parseNodePortAddresses(list []string) (proxier.NodePortAddresses, error) {
+	const flag = "--nodeport-addresses"
+	if len(list) == 1 && list[0] == "primary" {
+		return proxier.NodePortAddresses{Primary: true}, nil
+	}
+	if slices.Contains(list, "primary") {
+		return proxier.NodePortAddresses{}, fmt.Errorf("%s %q mixes primary with CIDRs; give one or the other", flag, list)
+	}
+	cidrs, err := parseCIDRs(flag, strings.Join(list, ","))
+	return proxier.NodePortAddresses{CIDRs: slices.Concat(cidrs[model.IPv4], cidrs[model.IPv6])}, err
 }
 
 // nodeName is the name that the Node object has: lower case, as kubelet

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -14,6 +15,7 @@ import (
 
 	"fairlead/iptables"
 	"fairlead/nat"
+	"fairlead/nat/nodeaddr"
 	"fairlead/proxier"
 	"fairlead/proxier/health"
 	"fairlead/proxier/model"
@@ -46,12 +48,20 @@ func run(ctx context.Context, cfg *config) error {
 	tracker := proxier.NewTracker(proxier.TrackerConfig{Families: node.families, Health: state, Metrics: metrics})
 	modeMetrics := iptables.NewMetrics(reg, node.families)
 
+	addrs, err := nodeaddr.List() // before the first sync, which needs them
+	if err != nil {
+		return err
+	}
+	setAddrs := func(a []netip.Addr) { tracker.Update(model.Changes{NodeAddrs: &model.NodeAddrs{Addrs: a}}) }
+	setAddrs(addrs)
+
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return nodeaddr.Watch(ctx, setAddrs) })
 	g.Go(func() error { return src.Run(ctx, tracker) })
 	for _, f := range node.families {
 		loop := proxier.NewLoop(proxier.LoopConfig{
 			Family: f, Mode: newMode(cfg, node, f, modeMetrics), Tracker: tracker,
-			Health: state, Metrics: metrics, NodeName: cfg.nodeName,
+			Health: state, Metrics: metrics, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts,
 			MinSyncPeriod: cfg.minSyncPeriod, SyncPeriod: cfg.syncPeriod,
 		})
 		g.Go(func() error { return loop.Run(ctx) })

@@ -171,9 +171,15 @@ type Changes struct {
 	EndpointSlices map[ObjectKey]*EndpointSlice
 	// Node is nil where the step says nothing of the node.
 	Node *NodeChange
+	// NodeAddrs is nil where the step says nothing of the addresses that the
+	// node's interfaces have.
+	NodeAddrs *NodeAddrs
 	// Status is nil where the source's status stays as it was.
 	Status *SourceStatus
 }
+
+// NodeAddrs are the addresses that the node's interfaces have, sorted.
+type NodeAddrs struct{ Addrs []netip.Addr }
 
 // NodeChange tells what became of the agent's own Node object.
 type NodeChange struct {

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package nodeaddr follows the addresses that this node's interfaces have:
+// where node ports answer, and which destinations are the node's own.
+package nodeaddr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"k8s.io/klog/v2"
+)
+
+// retry is the time between two attempts to follow the addresses.
+const retry = time.Second
+
+// Watch calls deliver with the node's addresses, sorted, at once and whenever
+// they have changed, until ctx is done, and then returns nil. Link-local IPv6
+// addresses are left out: they mean nothing without an interface.
+func Watch(ctx context.Context, deliver func([]netip.Addr)) error {
+	for {
+		err := follow(ctx, deliver)
+		if ctx.Err() != nil {
+			return nil
+		}
+		klog.FromContext(ctx).Info("Lost sight of the node's addresses, will look again", "reason", err.Error(), "after", retry)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(retry):
+		}
+	}
+}
+
+// follow subscribes to changes before it lists, so that none is missed.
+func follow(ctx context.Context, deliver func([]netip.Addr)) error {
+	done := make(chan struct{})
+	defer close(done)
+	events := make(chan netlink.AddrUpdate, 64)
+	failed := make(chan error, 1)
+	err := netlink.AddrSubscribeWithOptions(events, done, netlink.AddrSubscribeOptions{
+		ErrorCallback: func(err error) {
+			select {
+			case failed <- err:
+			default:
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("subscribe to addresses: %w", err)
+	}
+	// The subscription ends by itself only after it has nobody to tell.
+	defer func() { go drain(events) }()
+	for {
+		addrs, err := List()
+		if err != nil {
+			return err
+		}
+		deliver(addrs)
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return fmt.Errorf("follow addresses: %w", err)
+		case _, ok := <-events:
+			if !ok {
+				return errors.New("follow addresses: subscription ended")
+			}
+		}
+		for len(events) > 0 { // the list to come has them all
+			<-events
+		}
+	}
+}
+
+func drain(events <-chan netlink.AddrUpdate) {
+	for range events {
+	}
+}
+
+// List returns the addresses that the interfaces have now, as Watch does.
+func List() ([]netip.Addr, error) {
+	found, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range found {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if ip = ip.Unmap(); ok && !(ip.Is6() && ip.IsLinkLocalUnicast()) {
+			out = append(out, ip)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out), nil
+}

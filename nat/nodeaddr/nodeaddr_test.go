@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeaddr
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"fairlead/e2e/lab"
+)
+
+// TestKernelWatch: addresses that come and go are seen as they do.
+func TestKernelWatch(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := lab.Supported(ctx); err != nil {
+		t.Skip(err)
+	}
+	l, err := lab.New(ctx, lab.Config{Nodes: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	node := l.Nodes[0]
+
+	seen := make(chan []netip.Addr, 64)
+	watching, stop := context.WithCancel(ctx)
+	ended := make(chan error)
+	go func() {
+		ended <- node.Do(func() error { return Watch(watching, func(a []netip.Addr) { seen <- a }) })
+	}()
+	extra := netip.MustParsePrefix("198.51.100.7/32")
+	await := func(what string, want bool) {
+		t.Helper()
+		for {
+			select {
+			case addrs := <-seen:
+				if slices.Contains(addrs, extra.Addr()) == want && slices.Contains(addrs, netip.MustParseAddr("192.0.2.11")) {
+					return
+				}
+			case <-ctx.Done():
+				t.Fatalf("%s: not seen", what)
+			}
+		}
+	}
+	await("at start", false)
+	if err := node.AddAddr("eth0", extra); err != nil {
+		t.Fatal(err)
+	}
+	await("added", true)
+	if err := node.DelAddr("eth0", extra); err != nil {
+		t.Fatal(err)
+	}
+	await("removed", false)
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
