@@ -191,8 +191,11 @@ func (ns *NS) DelAddr(link string, p netip.Prefix) error {
 }
 
 // addRoute routes a prefix over eth0 via a gateway on that link.
-func (ns *NS) addRoute(p netip.Prefix, via netip.Addr) error {
-	return ns.withLink("eth0", func(h *netlink.Handle, l netlink.Link) error {
+func (ns *NS) addRoute(p netip.Prefix, via netip.Addr) error { return ns.addRouteOn("eth0", p, via) }
+
+// addRouteOn routes a prefix over a link via a gateway on it.
+func (ns *NS) addRouteOn(link string, p netip.Prefix, via netip.Addr) error {
+	return ns.withLink(link, func(h *netlink.Handle, l netlink.Link) error {
 		route := &netlink.Route{
 			LinkIndex: l.Attrs().Index,
 			Dst:       ipNet(p),
