@@ -94,6 +94,11 @@ func (p *plan) tableSection(t Table) section {
 			s.drop = append(s.drop, k.Name)
 		}
 	}
+	for _, k := range p.create {
+		if k.Table == t {
+			s.create = append(s.create, k.Name)
+		}
+	}
 	s.insert, s.remove = jumpsOf(p.insert, t), jumpsOf(p.remove, t)
 	return s
 }
@@ -115,7 +120,7 @@ func (p *plan) filterSections(k *kernel) (pre, post section) {
 	if len(p.otherTables()) == 0 {
 		return all, section{table: Filter}
 	}
-	pre = section{table: Filter, insert: all.insert}
+	pre = section{table: Filter, create: all.create, insert: all.insert}
 	post = section{table: Filter, remove: all.remove, drop: all.drop}
 	for _, w := range all.write {
 		have, want := setOf(k.chains[ChainKey{Filter, w.name}]), setOf(w.rules)
@@ -136,7 +141,7 @@ func (p *plan) filterSections(k *kernel) (pre, post section) {
 // splitTable splits the changes of a table into bounded transactions.
 func (p *plan) splitTable(t Table, k *kernel, l limits) []transaction {
 	all := p.tableSection(t)
-	shared := section{table: t, insert: all.insert, remove: all.remove}
+	shared := section{table: t, create: all.create, insert: all.insert, remove: all.remove}
 	declare := section{table: t}
 	for _, w := range all.write {
 		key := ChainKey{t, w.name}

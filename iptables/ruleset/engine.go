@@ -30,6 +30,7 @@ type Engine struct {
 	limits  limits
 	owners  owners
 	jumps   []Jump
+	guests  []Guest
 	entry   map[ChainKey]bool
 
 	mu      sync.Mutex
@@ -59,9 +60,15 @@ func NewEngine(cfg Config) *Engine {
 	}
 	for _, c := range cfg.Contributions {
 		e.jumps = append(e.jumps, c.Jumps...)
+		e.guests = append(e.guests, c.Guests...)
 	}
 	for _, j := range e.jumps {
 		e.entry[ChainKey{j.Table, j.Rule.Target()}] = true
+	}
+	for _, g := range e.guests {
+		if g.Wanted {
+			e.jumps = append(e.jumps, g.Rule)
+		}
 	}
 	return e
 }
@@ -154,6 +161,9 @@ func (e *Engine) Clean(ctx context.Context) (Result, error) {
 	defer e.mu.Unlock()
 	res := Result{Written: map[Table]int{}}
 	e.jumps, e.desired = nil, map[ChainKey]*Chain{}
+	for i := range e.guests {
+		e.guests[i].Wanted = false
+	}
 	if err := e.load(ctx, &res); err != nil {
 		return res, err
 	}
@@ -168,7 +178,7 @@ func (e *Engine) Clean(ctx context.Context) (Result, error) {
 
 // load reads what the kernel has. Whatever is wanted or there may differ.
 func (e *Engine) load(ctx context.Context, res *Result) error {
-	r := newReader(e.owners, e.entry)
+	r := newReader(e.owners, e.entry, e.guests)
 	if err := e.cmds.save(ctx, e.exec, r); err != nil {
 		e.loaded = false
 		return fmt.Errorf("read rules: %w", err)

@@ -15,6 +15,10 @@ type kernel struct {
 	// pinned are chains of ours that rules of others refer to. Such a chain
 	// cannot be deleted, and deleting it would not be ours to decide.
 	pinned map[ChainKey]bool
+	// hosts are the chains that guests are in, and others the chains that show
+	// that others use these.
+	hosts  map[ChainKey]*host
+	others map[ChainKey]bool
 }
 
 // reader is the visitor that picks from the save format what is ours.
@@ -25,16 +29,19 @@ type reader struct {
 	// nor is one with a line break, which no restore could delete.
 	entry   map[ChainKey]bool
 	builtin map[ChainKey]bool
+	guests  []Guest
 	kernel  kernel
 }
 
-func newReader(o owners, entry map[ChainKey]bool) *reader {
+func newReader(o owners, entry map[ChainKey]bool, guests []Guest) *reader {
 	return &reader{
-		owners: o, entry: entry, builtin: map[ChainKey]bool{},
+		owners: o, entry: entry, builtin: map[ChainKey]bool{}, guests: guests,
 		kernel: kernel{
 			chains: map[ChainKey][]Rule{},
 			jumps:  map[ChainKey][]Rule{},
 			pinned: map[ChainKey]bool{},
+			hosts:  map[ChainKey]*host{},
+			others: map[ChainKey]bool{},
 		},
 	}
 }
@@ -58,11 +65,15 @@ func (r *reader) chain(k ChainKey, policy string) {
 	} else if policy != "-" {
 		r.builtin[k] = true
 	}
+	r.guestChain(k)
 }
 
 func (r *reader) rule(k ChainKey, rule Rule) {
 	if r.owns(k) {
 		r.kernel.chains[k] = append(r.kernel.chains[k], rule)
+		return
+	}
+	if r.guestRule(k, rule) {
 		return
 	}
 	target := ChainKey{k.Table, rule.Target()}
@@ -78,13 +89,22 @@ func (r *reader) rule(k ChainKey, rule Rule) {
 // record notes that a transaction has been committed.
 func (k *kernel) record(t transaction) {
 	for _, s := range t {
+		for _, name := range s.create {
+			k.hosts[ChainKey{s.table, name}] = &host{}
+		}
 		for _, w := range s.write {
 			k.chains[ChainKey{s.table, w.name}] = w.rules
 		}
 		for _, name := range s.drop {
 			delete(k.chains, ChainKey{s.table, name})
+			delete(k.hosts, ChainKey{s.table, name})
+			delete(k.jumps, ChainKey{s.table, name})
 		}
 		for _, j := range s.insert {
+			if h := k.hosts[ChainKey{s.table, j.Rule.Target()}]; h != nil {
+				h.jumps = append(h.jumps, j)
+				continue
+			}
 			k.jumps[j.ChainKey] = slices.Insert(k.jumps[j.ChainKey], 0, j.Rule)
 		}
 		for _, j := range s.remove {

@@ -13,6 +13,8 @@ type plan struct {
 	// unit.
 	write map[ChainKey]*Chain
 	drop  []ChainKey
+	// create are chains to make that are not ours alone.
+	create []ChainKey
 	// insert and remove are in the order in which they are to be done.
 	insert, remove []Jump
 	// deferred are chains that are left as they are because a removal would be
@@ -21,7 +23,7 @@ type plan struct {
 }
 
 func (p *plan) empty() bool {
-	return len(p.write)+len(p.drop)+len(p.insert)+len(p.remove) == 0
+	return len(p.write)+len(p.drop)+len(p.create)+len(p.insert)+len(p.remove) == 0
 }
 
 // plan compares the chains in dirty, and all jumps.
@@ -44,8 +46,11 @@ func (e *Engine) plan(prune bool) *plan {
 		}
 	}
 	e.keepReferred(p)
-	slices.SortFunc(p.drop, compareKeys)
 	e.planJumps(p, prune)
+	if prune {
+		e.planLeaving(p)
+	}
+	slices.SortFunc(p.drop, compareKeys)
 	return p
 }
 
@@ -123,6 +128,7 @@ func (e *Engine) planJumps(p *plan, prune bool) {
 			p.insert = append(p.insert, j)
 		}
 	}
+	e.planGuests(p)
 	slices.Reverse(p.insert) // each goes above those before it
 	if !prune {
 		return

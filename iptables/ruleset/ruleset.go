@@ -154,6 +154,8 @@ type Contribution struct {
 	// inserted above all other rules; one that is there stays where it is. The
 	// target of each is an owned chain.
 	Jumps []Jump
+	// Guests are rules in chains that others use too.
+	Guests []Guest
 }
 
 // owners answers which chains are ours.

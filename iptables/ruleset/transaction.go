@@ -13,6 +13,8 @@ type section struct {
 	table Table
 	// write are the chains to create or to replace.
 	write []chainWrite
+	// create are chains to make that must not be there yet.
+	create []string
 	// insert are jumps to put above all other rules, the last one topmost.
 	insert []Jump
 	// remove are jumps to delete.
@@ -27,7 +29,7 @@ type chainWrite struct {
 }
 
 func (s *section) empty() bool {
-	return len(s.write)+len(s.insert)+len(s.remove)+len(s.drop) == 0
+	return len(s.create)+len(s.write)+len(s.insert)+len(s.remove)+len(s.drop) == 0
 }
 
 // cost estimates the work of committing the section: a line each.
@@ -74,6 +76,9 @@ func (s *section) writeTo(b *bytes.Buffer) {
 		for _, r := range w.rules {
 			b.WriteString(appendLine(w.name, r))
 		}
+	}
+	for _, name := range s.create {
+		b.WriteString("-N " + name + "\n")
 	}
 	for _, j := range s.insert {
 		b.WriteString("-I " + j.Name + " " + string(j.Rule) + "\n")

@@ -77,6 +77,9 @@ func (c *committer) line(line string) error {
 	op, rest, _ := strings.Cut(line, " ")
 	chain, text, _ := strings.Cut(rest, " ")
 	rule := ruleset.Rule(text)
+	if op == "-N" {
+		return c.create(chain)
+	}
 	if _, ok := c.tab.chains[chain]; !ok {
 		return fmt.Errorf("no chain %q", chain)
 	}
@@ -110,6 +113,14 @@ func (c *committer) declare(fields []string) error {
 	}
 	c.tab.chains[name] = nil
 	return nil
+}
+
+// create makes a chain that must not be there yet.
+func (c *committer) create(name string) error {
+	if _, exists := c.tab.chains[name]; exists {
+		return fmt.Errorf("chain %q already exists", name)
+	}
+	return c.declare([]string{name, "-"})
 }
 
 func (c *committer) insert(chain string, at int, r ruleset.Rule) error {

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ruleset
+
+import "slices"
+
+// Guest is a rule of ours in a chain that others use too, which is made, with
+// the jumps to it, where it is missing.
+type Guest struct {
+	// Rule is the rule, and the chain that it is in.
+	Rule Jump
+	// Jumps lead to the chain. They are the same rules as the others'.
+	Jumps []Jump
+	// Others is a chain whose existence shows that others use the chain still,
+	// though it may be empty.
+	Others ChainKey
+	// Wanted is false where the rule is to be removed.
+	Wanted bool
+}
+
+// host is what the kernel has of a chain that a Guest is in.
+type host struct {
+	jumps []Jump
+	// rules is the number of rules that are not ours.
+	rules int
+}
+
+// guestOf returns the guest whose chain k is.
+func (r *reader) guestOf(k ChainKey) *Guest {
+	i := slices.IndexFunc(r.guests, func(g Guest) bool { return g.Rule.ChainKey == k })
+	if i < 0 {
+		return nil
+	}
+	return &r.guests[i]
+}
+
+// guestChain notes a chain that matters for a guest.
+func (r *reader) guestChain(k ChainKey) {
+	for _, g := range r.guests {
+		if k == g.Others {
+			r.kernel.others[k] = true
+		}
+	}
+	if r.guestOf(k) != nil {
+		r.kernel.hosts[k] = &host{}
+	}
+}
+
+// guestRule notes a rule that matters for a guest, and tells whether that is
+// all that it can be.
+func (r *reader) guestRule(k ChainKey, rule Rule) bool {
+	if g := r.guestOf(k); g != nil {
+		if rule == g.Rule.Rule {
+			r.kernel.jumps[k] = append(r.kernel.jumps[k], rule)
+			return true
+		}
+		r.kernel.hosts[k].rules++
+		return false
+	}
+	g := r.guestOf(ChainKey{k.Table, rule.Target()})
+	if g == nil || !r.builtin[k] {
+		return false
+	}
+	h := r.kernel.hosts[g.Rule.ChainKey]
+	h.jumps = append(h.jumps, Jump{k, rule})
+	return true
+}
+
+// planGuests plans the chains that guests need and the jumps to them. The rules
+// themselves are among the engine's jumps.
+func (e *Engine) planGuests(p *plan) {
+	for _, g := range e.guests {
+		k := g.Rule.ChainKey
+		h := e.kernel.hosts[k]
+		if !g.Wanted {
+			continue
+		}
+		if h == nil {
+			p.create = append(p.create, k)
+			h = &host{}
+		}
+		for _, j := range g.Jumps {
+			if !slices.Contains(h.jumps, j) {
+				p.insert = append(p.insert, j)
+			}
+		}
+	}
+}
+
+// planLeaving plans the removal of a guest's chain where nobody else uses it.
+func (e *Engine) planLeaving(p *plan) {
+	for _, g := range e.guests {
+		k := g.Rule.ChainKey
+		h := e.kernel.hosts[k]
+		if h == nil || g.Wanted || h.rules > 0 || e.kernel.others[g.Others] {
+			continue
+		}
+		p.remove = slices.DeleteFunc(p.remove, func(j Jump) bool { return j.ChainKey == k }) // goes with its chain
+		p.remove = append(p.remove, h.jumps...)
+		p.drop = append(p.drop, k)
+	}
+}
