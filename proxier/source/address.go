@@ -4,6 +4,7 @@ package source
 
 import (
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"fairlead/proxier/model"
@@ -21,6 +22,7 @@ const (
 	reasonBroadcast   = "is the broadcast address"
 	reasonFamily      = "is not of the address family of the slice"
 	reasonSameFamily  = "is a second address of the same family"
+	reasonNoPrefix    = "is not a CIDR, an address and the length of a prefix like 192.0.2.0/24"
 )
 
 // maxAddressLen is more than any address has that is written in earnest; it
@@ -82,6 +84,27 @@ func parseAddr(s string) (netip.Addr, bool) {
 	}
 	addr, err := netip.ParseAddr(s[:colon+1] + strings.Join(octets, "."))
 	return addr, err == nil
+}
+
+// parsePrefix returns the prefix that s spells, with the bits of the host
+// cleared; otherwise reason says why not. Its address is parsed as leniently as
+// others, and may be one that packets cannot be sent to.
+func parsePrefix(s string) (prefix netip.Prefix, reason string) {
+	address, length, found := strings.Cut(s, "/")
+	addr, ok := parseAddr(address)
+	if !found || !ok || len(length) > maxAddressLen {
+		return netip.Prefix{}, reasonNoPrefix
+	}
+	bits, err := strconv.ParseUint(length, 10, 8)
+	switch {
+	case err != nil || int(bits) > addr.BitLen():
+		return netip.Prefix{}, reasonNoPrefix
+	case addr.Zone() != "":
+		return netip.Prefix{}, reasonZone
+	case addr.Is4In6():
+		return netip.Prefix{}, reasonMapped
+	}
+	return netip.PrefixFrom(addr, int(bits)).Masked(), ""
 }
 
 // familyOf returns the family that an EndpointSlice's addressType names; ok is

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestParseUnicast(t *testing.T) {
@@ -64,6 +66,77 @@ func TestParseUnicast(t *testing.T) {
 				t.Errorf("parseUnicast(%q) = %v, want %v", tt.in, got, want)
 			}
 		})
+	}
+}
+
+// comparePrefix lets cmp compare values that hold prefixes.
+var comparePrefix = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+
+func prefixes(cidrs ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, cidr := range cidrs {
+		out = append(out, netip.MustParsePrefix(cidr))
+	}
+	return out
+}
+
+func TestParsePrefix(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		in     string
+		want   string
+		reason string
+	}{
+		{name: "IPv4", in: "10.0.0.0/8", want: "10.0.0.0/8"},
+		{name: "IPv6", in: "2001:DB8::/32", want: "2001:db8::/32"},
+		{name: "the bits of the host are cleared", in: "10.1.2.3/8", want: "10.0.0.0/8"},
+		{name: "the bits of an IPv6 host are cleared", in: "2001:db8::1/64", want: "2001:db8::/64"},
+		{name: "one address", in: "192.0.2.1/32", want: "192.0.2.1/32"},
+		{name: "every address", in: "1.2.3.4/0", want: "0.0.0.0/0"},
+		{name: "every IPv6 address", in: "::/0", want: "::/0"},
+		{name: "leading zeros", in: "010.0.0.0/08", want: "10.0.0.0/8"},
+		{name: "loopback is a range too", in: "127.0.0.0/8", want: "127.0.0.0/8"},
+		{name: "empty", in: "", reason: reasonNoPrefix},
+		{name: "no length", in: "10.0.0.0", reason: reasonNoPrefix},
+		{name: "empty length", in: "10.0.0.0/", reason: reasonNoPrefix},
+		{name: "empty address", in: "/8", reason: reasonNoPrefix},
+		{name: "too long", in: "10.0.0.0/33", reason: reasonNoPrefix},
+		{name: "too long for IPv6", in: "::/129", reason: reasonNoPrefix},
+		{name: "far too long", in: "10.0.0.0/4294967304", reason: reasonNoPrefix},
+		{name: "negative", in: "10.0.0.0/-1", reason: reasonNoPrefix},
+		{name: "signed", in: "10.0.0.0/+8", reason: reasonNoPrefix},
+		{name: "netmask", in: "10.0.0.0/255.0.0.0", reason: reasonNoPrefix},
+		{name: "two lengths", in: "10.0.0.0/8/8", reason: reasonNoPrefix},
+		{name: "newline", in: "10.0.0.0/8\nCOMMIT", reason: reasonNoPrefix},
+		{name: "endless zeros", in: "10.0.0.0/" + strings.Repeat("0", 1<<20) + "8", reason: reasonNoPrefix},
+		{name: "zone", in: "fe80::%eth0/64", reason: reasonZone},
+		{name: "IPv4-mapped", in: "::ffff:10.0.0.0/104", reason: reasonMapped},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, reason := parsePrefix(tt.in)
+			if reason != tt.reason {
+				t.Fatalf("parsePrefix(%.80q) reason = %q, want %q", tt.in, reason, tt.reason)
+			}
+			want := netip.Prefix{}
+			if tt.want != "" {
+				want = netip.MustParsePrefix(tt.want)
+			}
+			if got != want {
+				t.Errorf("parsePrefix(%q) = %v, want %v", tt.in, got, want)
+			}
+		})
+	}
+}
+
+func TestIsLabelValue(t *testing.T) {
+	for in, want := range map[string]bool{
+		"a": true, "europe-west1_b.C": true, "0": true, "A": true, strings.Repeat("a", 63): true,
+		"": false, strings.Repeat("a", 64): false, "-a": false, "a-": false, ".a": false, "a_": false,
+		"a b": false, "a\n": false, "a\x00": false, `a"`: false, "a/b": false, "ä": false,
+	} {
+		if got := isLabelValue(in); got != want {
+			t.Errorf("isLabelValue(%q) = %v, want %v", in, got, want)
+		}
 	}
 }
 
