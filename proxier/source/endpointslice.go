@@ -73,18 +73,20 @@ func TranslateEndpointSlice(slice *discoveryv1.EndpointSlice) (s *model.Endpoint
 }
 
 func slicePorts(in []discoveryv1.EndpointPort, r *refusals) []model.Port {
-	ports := newPortList(r, false, len(in))
+	in = bounded(r, "ports", in, maxPorts)
+	ports := newPortList(r, "ports", false, len(in))
 	for i := range in {
 		p := &in[i]
 		if p.Port == nil || *p.Port == 0 {
 			continue
 		}
-		ports.add(fmt.Sprintf("ports[%d]", i), deref(p.Name, ""), deref(p.Protocol, ""), *p.Port)
+		ports.add(i, rawPort{name: deref(p.Name, ""), protocol: deref(p.Protocol, ""), number: *p.Port})
 	}
 	return ports.ports
 }
 
 func sliceEndpoints(in []discoveryv1.Endpoint, family model.Family, r *refusals) []model.SliceEndpoint {
+	in = bounded(r, "endpoints", in, maxEndpoints)
 	out := make([]model.SliceEndpoint, 0, len(in))
 	for i := range in {
 		e := &in[i]
@@ -100,12 +102,15 @@ func sliceEndpoints(in []discoveryv1.Endpoint, family model.Family, r *refusals)
 			r.add(fmt.Sprintf("endpoints[%d].addresses[0]", i), e.Addresses[0], reason)
 			continue
 		}
+		zones, nodes := hints(e.Hints, i, r)
 		out = append(out, model.SliceEndpoint{
 			Addr:        addr,
 			NodeName:    endpointNode(e.NodeName, i, r),
 			Ready:       deref(e.Conditions.Ready, true),
 			Serving:     deref(e.Conditions.Serving, true),
 			Terminating: deref(e.Conditions.Terminating, false),
+			ForZones:    zones,
+			ForNodes:    nodes,
 		})
 	}
 	return out

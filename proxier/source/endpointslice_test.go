@@ -67,6 +67,17 @@ func withAddress(ip string) func(*discoveryv1.EndpointSlice) {
 	return withEndpoints(discoveryv1.Endpoint{Addresses: []string{ip}})
 }
 
+func hintsFor(zones, nodes []string) *discoveryv1.EndpointHints {
+	hints := &discoveryv1.EndpointHints{}
+	for _, zone := range zones {
+		hints.ForZones = append(hints.ForZones, discoveryv1.ForZone{Name: zone})
+	}
+	for _, node := range nodes {
+		hints.ForNodes = append(hints.ForNodes, discoveryv1.ForNode{Name: node})
+	}
+	return hints
+}
+
 func withLabel(key, value string) func(*discoveryv1.EndpointSlice) {
 	return func(s *discoveryv1.EndpointSlice) { s.Labels[key] = value }
 }
@@ -158,6 +169,22 @@ func TestTranslateEndpointSlice(t *testing.T) {
 			want: translated(endpoints(model.SliceEndpoint{Addr: netip.MustParseAddr("10.244.1.6"), Serving: true})),
 		},
 		{
+			name: "hints, without duplicates",
+			in: webSlice(withEndpoints(discoveryv1.Endpoint{
+				Addresses: []string{"10.244.1.6"},
+				Hints:     hintsFor([]string{"Zone_1.a", "b", "b"}, []string{"node-1.example", "node-1.example"}),
+			})),
+			want: translated(endpoints(model.SliceEndpoint{
+				Addr: netip.MustParseAddr("10.244.1.6"), Ready: true, Serving: true,
+				ForZones: []string{"Zone_1.a", "b"}, ForNodes: []string{"node-1.example"},
+			})),
+		},
+		{
+			name: "no hints",
+			in:   webSlice(withEndpoints(discoveryv1.Endpoint{Addresses: []string{"10.244.1.6"}, Hints: &discoveryv1.EndpointHints{}})),
+			want: translated(endpoints(ready("10.244.1.6"))),
+		},
+		{
 			name: "absent name and protocol of a port",
 			in: webSlice(func(s *discoveryv1.EndpointSlice) {
 				s.Ports = []discoveryv1.EndpointPort{{Port: ptr[int32](53)}}
@@ -240,6 +267,23 @@ func TestTranslateEndpointSliceRefuses(t *testing.T) {
 			in:      webSlice(withEndpoints(discoveryv1.Endpoint{Addresses: []string{"10.244.1.6"}, NodeName: ptr("a\nb")})),
 			want:    translated(endpoints(ready("10.244.1.6"))),
 			refused: []string{object + `endpoints[0].nodeName "a\nb": ` + reasonSubdomain},
+		},
+		{
+			name: "hostile hints leave the endpoint, and the others",
+			in: webSlice(withEndpoints(discoveryv1.Endpoint{
+				Addresses: []string{"10.244.1.6"},
+				Hints:     hintsFor([]string{"", "a\nCOMMIT", "b"}, []string{"n", `n"`, strings.Repeat("a", 254)}),
+			})),
+			want: translated(endpoints(model.SliceEndpoint{
+				Addr: netip.MustParseAddr("10.244.1.6"), Ready: true, Serving: true,
+				ForZones: []string{"b"}, ForNodes: []string{"n"},
+			})),
+			refused: []string{
+				object + `endpoints[0].hints.forZones[0].name "": ` + reasonLabelValue,
+				object + `endpoints[0].hints.forZones[1].name "a\nCOMMIT": ` + reasonLabelValue,
+				object + `endpoints[0].hints.forNodes[1].name "n\"": ` + reasonSubdomain,
+				object + `endpoints[0].hints.forNodes[2].name "` + strings.Repeat("a", 77) + `...": ` + reasonSubdomain,
+			},
 		},
 		{
 			name: "bad ports do not take the good one along",

@@ -22,7 +22,7 @@ const LabelServiceProxyName = "service.kubernetes.io/service-proxy-name"
 // nothing is refused; or because its name or all its cluster IPs are refused.
 //
 // What is selected is what kube-proxy v1.36 selects.
-func TranslateService(svc *corev1.Service) (s *model.Service, ok bool, refused []Refusal) {
+func TranslateService(svc *corev1.Service, policy Policy) (s *model.Service, ok bool, refused []Refusal) {
 	if !selectsService(svc) {
 		return nil, false, nil
 	}
@@ -39,16 +39,15 @@ func TranslateService(svc *corev1.Service) (s *model.Service, ok bool, refused [
 	if len(ips) == 0 {
 		return nil, false, r.list
 	}
-	ports := newPortList(r, true, len(svc.Spec.Ports))
-	for i := range svc.Spec.Ports {
-		p := &svc.Spec.Ports[i]
-		ports.add(fmt.Sprintf("spec.ports[%d]", i), p.Name, p.Protocol, p.Port)
+	s = &model.Service{
+		Key:                  model.ObjectKey{Namespace: svc.Namespace, Name: svc.Name},
+		ClusterIPs:           ips,
+		Ports:                servicePorts(&svc.Spec, r),
+		InternalTrafficLocal: isLocal("spec.internalTrafficPolicy", string(deref(svc.Spec.InternalTrafficPolicy, "")), r),
+		AffinityTimeout:      affinityTimeout(&svc.Spec, r),
 	}
-	return &model.Service{
-		Key:        model.ObjectKey{Namespace: svc.Namespace, Name: svc.Name},
-		ClusterIPs: ips,
-		Ports:      ports.ports,
-	}, true, r.list
+	addExternal(s, svc, &policy, r)
+	return s, true, r.list
 }
 
 func selectsService(svc *corev1.Service) bool {
@@ -85,4 +84,18 @@ func appendClusterIP(ips []netip.Addr, field, value string, r *refusals) []netip
 		return ips
 	}
 	return append(ips, ip)
+}
+
+func servicePorts(spec *corev1.ServiceSpec, r *refusals) []model.Port {
+	in := bounded(r, "spec.ports", spec.Ports, maxPorts)
+	ports := newPortList(r, "spec.ports", true, len(in))
+	for i := range in {
+		p := &in[i]
+		raw := rawPort{name: p.Name, protocol: p.Protocol, number: p.Port}
+		if hasNodePorts(spec.Type) {
+			raw.nodePort = p.NodePort
+		}
+		ports.add(i, raw)
+	}
+	return ports.ports
 }

@@ -61,6 +61,8 @@ func TestTranslateService(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		in   *corev1.Service
+		// policy is the zero one where that makes no difference.
+		policy Policy
 		// want is nil where there is nothing to program.
 		want    *model.Service
 		refused []string
@@ -185,7 +187,7 @@ func TestTranslateService(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before := tt.in.DeepCopy()
-			got, ok, refused := TranslateService(tt.in)
+			got, ok, refused := TranslateService(tt.in, tt.policy)
 			if ok != (got != nil) {
 				t.Errorf("ok = %v with a value %v", ok, got)
 			}

@@ -38,7 +38,15 @@ type run struct {
 // source is stopped at the end of the test, at the latest.
 func startSource(t *testing.T, client *fake.Clientset, metrics *source.Metrics) *run {
 	t.Helper()
-	s, err := New(Config{Client: client, NodeName: nodeName, Metrics: metrics})
+	return start(t, client, Config{Metrics: metrics})
+}
+
+// start is startSource, with a configuration that lacks the client and the
+// node's name.
+func start(t *testing.T, client *fake.Clientset, config Config) *run {
+	t.Helper()
+	config.Client, config.NodeName = client, nodeName
+	s, err := New(config)
 	if err != nil {
 		t.Fatal(err)
 	}

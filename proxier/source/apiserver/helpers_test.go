@@ -23,7 +23,7 @@ var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 
 func translateService(t *testing.T, svc *corev1.Service) *model.Service {
 	t.Helper()
-	s, ok, refused := source.TranslateService(svc)
+	s, ok, refused := source.TranslateService(svc, source.Policy{})
 	if !ok {
 		t.Fatalf("fixture is refused: %v", refused)
 	}

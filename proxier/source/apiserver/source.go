@@ -34,6 +34,8 @@ type Config struct {
 	// SyncPeriod is how often the informers compare every object again; 0
 	// means DefaultSyncPeriod. Nothing relies on it.
 	SyncPeriod time.Duration
+	// Policy says which external addresses Services may have.
+	Policy source.Policy
 	// Metrics may be nil.
 	Metrics *source.Metrics
 }
@@ -126,7 +128,9 @@ func (s *Source) services(ctx context.Context, sink source.Sink) (informer, erro
 		sink.Update(model.Changes{Services: map[model.ObjectKey]*model.Service{key: v}})
 	}
 	return newInformer(&corev1.Service{}, services(s.config.Client, s.link), s.config.SyncPeriod,
-		transform(source.TranslateService),
+		transform(func(svc *corev1.Service) (*model.Service, bool, []source.Refusal) {
+			return source.TranslateService(svc, s.config.Policy)
+		}),
 		handler(ctx, s.reporter, source.KindService, source.SameService, deliver))
 }
 

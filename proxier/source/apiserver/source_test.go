@@ -4,6 +4,8 @@ package apiserver
 
 import (
 	"errors"
+	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -290,6 +292,17 @@ fairlead_objects_refused_total{kind="Service"} 0
 `)); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+func TestPolicy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		svc := web(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"10.96.0.99", "192.0.2.1"} })
+		r := start(t, newClient(svc), Config{Policy: source.Policy{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}}})
+		r.WaitFor("the address that is left", func(s *sourcetest.State) bool {
+			return s.Services[webKey] != nil && slices.Equal(s.Services[webKey].ExternalIPs, []netip.Addr{netip.MustParseAddr("192.0.2.1")})
+		})
+		r.logs.WaitFor("Refused", "10.96.0.99", "is inside a service CIDR")
 	})
 }
 

@@ -41,6 +41,7 @@ var (
 type decoder struct {
 	*document
 	nodeName  string
+	policy    source.Policy
 	expansion *int
 }
 
@@ -116,7 +117,7 @@ func (d *decoder) service(n *yaml.Node) *problem {
 		return p
 	}
 	defaultService(&svc)
-	value, used, refused := source.TranslateService(&svc)
+	value, used, refused := source.TranslateService(&svc, d.policy)
 	d.objects = append(d.objects, &object{
 		id: id{source.KindService, keyOf(svc.Namespace, svc.Name)}, line: n.Line, version: version,
 		service: value, used: used, refused: refused,

@@ -48,7 +48,7 @@ type directory struct {
 func newDirectory(config Config) *directory {
 	d := &directory{
 		path:     config.Dir,
-		parser:   &parser{nodeName: config.NodeName},
+		parser:   &parser{nodeName: config.NodeName, policy: config.Policy},
 		metrics:  config.FileMetrics,
 		files:    map[string]*file{},
 		doubtful: map[string]*file{},

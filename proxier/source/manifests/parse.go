@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"go.yaml.in/yaml/v3"
+
+	"fairlead/proxier/source"
 )
 
 // digest identifies a text.
@@ -48,6 +50,7 @@ type placed struct {
 type parser struct {
 	// nodeName is the name of the one Node that is read.
 	nodeName string
+	policy   source.Policy
 }
 
 // parse returns the documents in a file of the given name. Those that are among
@@ -87,7 +90,7 @@ func (p *parser) parse(name string, text []byte, known []placed) ([]placed, *pro
 }
 
 func (p *parser) document(nodes []*yaml.Node, expansion *int) (*document, *problem) {
-	d := &decoder{document: &document{}, nodeName: p.nodeName, expansion: expansion}
+	d := &decoder{document: &document{}, nodeName: p.nodeName, policy: p.policy, expansion: expansion}
 	for _, node := range nodes {
 		if problem := d.value(node, header{}, 0); problem != nil {
 			return nil, problem

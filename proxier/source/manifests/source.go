@@ -44,6 +44,8 @@ type Config struct {
 	// NodeName is the name of the Node that the agent runs on. Other Nodes are
 	// ignored.
 	NodeName string
+	// Policy says which external addresses Services may have.
+	Policy source.Policy
 	// Metrics and FileMetrics may be nil.
 	Metrics     *source.Metrics
 	FileMetrics *Metrics

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
+	"time"
 
 	"fairlead/proxier/model"
 )
@@ -15,8 +17,9 @@ import (
 // The names that the Kubernetes API allows. They are spelled here a second time
 // on purpose, in another way than in the translation.
 var (
-	label     = regexp.MustCompile(`\A[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\z`)
-	subdomain = regexp.MustCompile(`\A[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\z`)
+	label      = regexp.MustCompile(`\A[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\z`)
+	labelValue = regexp.MustCompile(`\A[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?\z`)
+	subdomain  = regexp.MustCompile(`\A[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\z`)
 )
 
 // CheckService returns an error that names the invariant that s breaks.
@@ -37,15 +40,82 @@ func CheckService(s *model.Service) error {
 	if len(families) == 0 {
 		return fmt.Errorf("no cluster IP")
 	}
-	numbers := map[string]bool{}
+	numbers, nodePorts := map[string]bool{}, map[string]bool{}
 	for _, p := range s.Ports {
-		id := fmt.Sprint(p.Number, p.Protocol)
-		if numbers[id] {
+		if isTwice(numbers, fmt.Sprint(p.Number, p.Protocol)) {
 			return fmt.Errorf("port number %d twice for %s", p.Number, p.Protocol)
 		}
-		numbers[id] = true
+		if p.NodePort != 0 && isTwice(nodePorts, fmt.Sprint(p.NodePort, p.Protocol)) {
+			return fmt.Errorf("node port %d twice for %s", p.NodePort, p.Protocol)
+		}
+	}
+	if err := checkExternal(s); err != nil {
+		return err
 	}
 	return checkPorts(s.Ports)
+}
+
+// isTwice notes that there is v, and reports whether it was noted before.
+func isTwice[T comparable](seen map[T]bool, v T) bool {
+	twice := seen[v]
+	seen[v] = true
+	return twice
+}
+
+// The most that a Service's lists may have, and that they may come to for all
+// its ports.
+const (
+	maxAddrs, maxRanges = 256, 2048
+	maxProduct          = 65536
+)
+
+func checkExternal(s *model.Service) error {
+	seen := map[netip.Addr]bool{}
+	for _, ip := range s.ClusterIPs {
+		seen[ip] = true
+	}
+	for _, ip := range slices.Concat(s.ExternalIPs, s.LoadBalancerIPs) {
+		if err := checkAddr(ip); err != nil {
+			return fmt.Errorf("external: %w", err)
+		}
+		if isTwice(seen, ip) {
+			return fmt.Errorf("address %v twice, cluster IPs counted", ip)
+		}
+	}
+	for _, n := range []int{len(s.ExternalIPs), len(s.LoadBalancerIPs)} {
+		if n > maxAddrs || n*len(s.Ports) > maxProduct {
+			return fmt.Errorf("%d external addresses with %d ports", n, len(s.Ports))
+		}
+	}
+	if !s.Restricted && len(s.SourceRanges) > 0 {
+		return fmt.Errorf("source ranges %v of a Service that is not restricted", s.SourceRanges)
+	}
+	if n := len(s.SourceRanges); n > maxRanges || n*len(s.Ports) > maxProduct {
+		return fmt.Errorf("%d source ranges with %d ports", n, len(s.Ports))
+	}
+	if err := checkPrefixes(s.SourceRanges); err != nil {
+		return fmt.Errorf("source ranges: %w", err)
+	}
+	if s.HealthCheckNodePort != 0 && !s.ExternalTrafficLocal {
+		return fmt.Errorf("health check node port %d, but external traffic is not local", s.HealthCheckNodePort)
+	}
+	if t := s.AffinityTimeout; t < 0 || t > 24*time.Hour || t%time.Second != 0 {
+		return fmt.Errorf("affinity timeout %v", t)
+	}
+	return nil
+}
+
+func checkPrefixes(prefixes []netip.Prefix) error {
+	seen := map[netip.Prefix]bool{}
+	for _, p := range prefixes {
+		if !p.IsValid() || p.Addr().Is4In6() || p.Addr().Zone() != "" || p != p.Masked() {
+			return fmt.Errorf("prefix %v", p)
+		}
+		if isTwice(seen, p) {
+			return fmt.Errorf("prefix %v twice", p)
+		}
+	}
+	return nil
 }
 
 // CheckEndpointSlice returns an error that names the invariant that s breaks.
@@ -62,6 +132,14 @@ func CheckEndpointSlice(s *model.EndpointSlice) error {
 	if s.Family != model.IPv4 && s.Family != model.IPv6 {
 		return fmt.Errorf("no family %d", s.Family)
 	}
+	if len(s.Endpoints) > 1000 {
+		return fmt.Errorf("%d endpoints", len(s.Endpoints))
+	}
+	for _, p := range s.Ports {
+		if p.NodePort != 0 {
+			return fmt.Errorf("node port %d of a slice", p.NodePort)
+		}
+	}
 	for _, e := range s.Endpoints {
 		if err := checkAddr(e.Addr); err != nil {
 			return err
@@ -72,8 +150,36 @@ func CheckEndpointSlice(s *model.EndpointSlice) error {
 		if e.NodeName != "" && (len(e.NodeName) > 253 || !subdomain.MatchString(e.NodeName)) {
 			return fmt.Errorf("node name %q", e.NodeName)
 		}
+		if err := checkHints(e); err != nil {
+			return err
+		}
 	}
 	return checkPorts(s.Ports)
+}
+
+func checkHints(e model.SliceEndpoint) error {
+	for _, list := range [][]string{e.ForZones, e.ForNodes} {
+		if len(list) > 8 {
+			return fmt.Errorf("%d hints", len(list))
+		}
+		seen := map[string]bool{}
+		for _, name := range list {
+			if isTwice(seen, name) {
+				return fmt.Errorf("hint %q twice", name)
+			}
+		}
+	}
+	for _, zone := range e.ForZones {
+		if !labelValue.MatchString(zone) {
+			return fmt.Errorf("hint for the zone %q", zone)
+		}
+	}
+	for _, node := range e.ForNodes {
+		if len(node) > 253 || !subdomain.MatchString(node) {
+			return fmt.Errorf("hint for the node %q", node)
+		}
+	}
+	return nil
 }
 
 // CheckNode returns an error that names the invariant that n breaks.
@@ -81,7 +187,18 @@ func CheckNode(n *model.Node) error {
 	if len(n.Name) > 253 || !subdomain.MatchString(n.Name) {
 		return fmt.Errorf("node name %q", n.Name)
 	}
-	return nil
+	if n.Zone != "" && !labelValue.MatchString(n.Zone) {
+		return fmt.Errorf("zone %q", n.Zone)
+	}
+	if len(n.Addrs) > 64 || len(n.PodCIDRs) > 64 {
+		return fmt.Errorf("%d addresses and %d pod CIDRs", len(n.Addrs), len(n.PodCIDRs))
+	}
+	for _, ip := range n.Addrs {
+		if err := checkAddr(ip); err != nil {
+			return err
+		}
+	}
+	return checkPrefixes(n.PodCIDRs)
 }
 
 // CheckChanges returns an error that names the first invariant that is broken
@@ -126,6 +243,9 @@ func checkNames(key model.ObjectKey, name *regexp.Regexp) error {
 }
 
 func checkPorts(ports []model.Port) error {
+	if len(ports) > 20000 {
+		return fmt.Errorf("%d ports", len(ports))
+	}
 	names := map[string]bool{}
 	for _, p := range ports {
 		if p.Protocol != model.TCP && p.Protocol != model.UDP && p.Protocol != model.SCTP {
@@ -137,11 +257,9 @@ func checkPorts(ports []model.Port) error {
 		if p.Number == 0 {
 			return fmt.Errorf("port number 0")
 		}
-		id := p.Name + "/" + string(p.Protocol)
-		if names[id] {
+		if id := p.Name + "/" + string(p.Protocol); isTwice(names, id) {
 			return fmt.Errorf("port %s twice", id)
 		}
-		names[id] = true
 	}
 	return nil
 }
