@@ -31,6 +31,7 @@ func otherRules() []foreignRule {
 		{"mangle", "KUBE-KUBELET-CANARY", ""},
 		{"filter", "KUBE-FIREWALL", "-m mark --mark 0x8000/0x8000 -j DROP"},
 		{"filter", "INPUT", "-j KUBE-FIREWALL"},
+		{"filter", "OUTPUT", "-j KUBE-FIREWALL"},
 	}
 }
 
@@ -170,7 +171,7 @@ func foreign(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) []st
 			name := strings.TrimPrefix(word, ":")
 			ours = ours || strings.HasPrefix(name, "KUBE-") && name != "KUBE-FIREWALL" && name != "KUBE-KUBELET-CANARY"
 		}
-		return ours
+		return ours || strings.Contains(line, "block incoming localnet connections")
 	})
 }
 

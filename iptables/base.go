@@ -11,7 +11,7 @@ import (
 
 // Contribution declares the chains and the jumps of this mode. The jumps'
 // order, matches and comments are kube-proxy's.
-func Contribution() ruleset.Contribution {
+func Contribution(cfg RenderConfig) ruleset.Contribution {
 	const newOnly = "-m conntrack --ctstate NEW "
 	jump := func(t ruleset.Table, from, match, comment, to string) ruleset.Jump {
 		return ruleset.Jump{
@@ -40,7 +40,34 @@ func Contribution() ruleset.Contribution {
 			jump(ruleset.NAT, "PREROUTING", "", portals, services),
 			jump(ruleset.NAT, "OUTPUT", "", portals, services),
 		},
+		Guests: guests(cfg),
 	}
+}
+
+// guests returns the rule that keeps the neighbours away from what listens on
+// 127.0.0.1. Node ports on localhost need the kernel to route such packets
+// (route_localnet), and then would the neighbours' too (CVE-2020-8558).
+func guests(cfg RenderConfig) []ruleset.Guest {
+	if cfg.Family != model.IPv4 {
+		return nil
+	}
+	filter := func(name string) ruleset.ChainKey { return ruleset.ChainKey{Table: ruleset.Filter, Name: name} }
+	rule := func(comment string) ruleset.Rule {
+		return spec{
+			src: "! 127.0.0.0/8", dst: "127.0.0.0/8", comment: comment,
+			more: "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT ",
+		}.jump("DROP").rule()
+	}
+	return []ruleset.Guest{{
+		Rule: ruleset.Jump{ChainKey: filter(kubeFirewall), Rule: rule("block incoming localnet connections for node ports")},
+		Same: rule("block incoming localnet connections"), // kubelet's and kube-proxy's
+		Jumps: []ruleset.Jump{
+			{ChainKey: filter("INPUT"), Rule: "-j " + kubeFirewall},
+			{ChainKey: filter("OUTPUT"), Rule: "-j " + kubeFirewall},
+		},
+		Others: ruleset.ChainKey{Table: ruleset.Mangle, Name: "KUBE-KUBELET-CANARY"},
+		Wanted: cfg.LocalhostNodePorts,
+	}}
 }
 
 // fixedChains returns the chains that do not depend on any Service.

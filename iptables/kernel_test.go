@@ -216,6 +216,7 @@ func TestKernelTakeover(t *testing.T) {
 -A FORWARD -j CNI-FORWARD
 -A INPUT -j KUBE-FIREWALL
 -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
+-A OUTPUT -j KUBE-FIREWALL
 COMMIT
 *mangle
 :FORWARD ACCEPT [0:0]

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/klog/v2"
 
 	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
@@ -42,14 +43,15 @@ func newNode(t *testing.T, f model.Family) *node {
 	metrics := proxier.NewMetrics(reg, []model.Family{f})
 	n := &node{kernel: &fake.Kernel{}}
 	n.tracker = proxier.NewTracker(proxier.TrackerConfig{Families: []model.Family{f}, Health: state, Metrics: metrics})
+	rules := iptables.RenderConfig{Family: f, MasqueradeBit: 14, LocalhostNodePorts: true}
 	engine := ruleset.NewEngine(ruleset.Config{
 		Exec: n.kernel, Variant: ruleset.NFT,
 		Commands:      ruleset.Commands{Restore: "iptables-nft-restore", Save: "iptables-nft-save"},
-		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution()},
+		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution(rules)},
 	})
 	engine.Stage(nat.Chains(14))
 	n.loop = proxier.NewLoop(proxier.LoopConfig{
-		Family: f, Mode: iptables.New(iptables.RenderConfig{Family: f, MasqueradeBit: 14, LocalhostNodePorts: true}, engine, nil),
+		Family: f, Mode: iptables.New(rules, engine, nil),
 		Tracker: n.tracker, Health: state, Metrics: metrics, NodeName: "node-1", SyncPeriod: 30 * time.Second,
 	})
 	return n
@@ -64,7 +66,8 @@ func TestIncrementalEqualsFull(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd, faults := rand.New(rand.NewPCG(seed, 0)), rand.New(rand.NewPCG(seed, 1))
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
+		// A logger without a sink: the faults are meant to happen.
+		ctx, cancel := context.WithCancel(klog.NewContext(t.Context(), klog.Logger{}))
 		defer cancel()
 		n := newNode(t, model.IPv4)
 		var faulty atomic.Bool

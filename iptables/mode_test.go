@@ -221,7 +221,7 @@ func TestTakeover(t *testing.T) {
 		}
 	}
 	wantOthers := []string{
-		":CNI-FORWARD - [0:0]", ":KUBE-FIREWALL - [0:0]", "-A INPUT -j KUBE-FIREWALL", "-A FORWARD -j CNI-FORWARD",
+		":CNI-FORWARD - [0:0]", "-A FORWARD -j CNI-FORWARD",
 		`-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP`,
 		"*mangle", ":KUBE-IPTABLES-HINT - [0:0]", ":KUBE-KUBELET-CANARY - [0:0]",
 	}

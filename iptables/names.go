@@ -21,6 +21,7 @@ const (
 	forward          = "KUBE-FORWARD"
 	proxyFirewall    = "KUBE-PROXY-FIREWALL"
 	canary           = "KUBE-PROXY-CANARY"
+	kubeFirewall     = "KUBE-FIREWALL" // kubelet's too
 
 	servicePrefix  = "KUBE-SVC-"
 	localPrefix    = "KUBE-SVL-"

@@ -58,7 +58,7 @@ func newAgent(t *testing.T, exec ruleset.Exec, cmds ruleset.Commands, v ruleset.
 	t.Helper()
 	engine := ruleset.NewEngine(ruleset.Config{
 		Exec: exec, Commands: cmds, Variant: v,
-		Contributions: []ruleset.Contribution{nat.Contribution(), Contribution()},
+		Contributions: []ruleset.Contribution{nat.Contribution(), Contribution(cfg)},
 	})
 	engine.Stage(nat.Chains(cfg.MasqueradeBit))
 	return &agent{t: t, exec: exec, Mode: New(cfg, engine, nil)}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
 	"fairlead/proxier/model"
 )
@@ -47,7 +48,7 @@ func cleanup(ctx context.Context, cmd *cobra.Command) error {
 			}
 			if err == nil {
 				node := &nodeKernel{variant: v}
-				_, err = node.engine(cmds).Clean(ctx)
+				_, err = node.engine(cmds, iptables.RenderConfig{Family: f}).Clean(ctx)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("clean up %s, %s variant: %w", f, v, err))

@@ -37,6 +37,7 @@ type options struct {
 	minSyncPeriod, syncPeriod     time.Duration
 	masqueradeAll                 bool
 	masqueradeBit                 int
+	localhostNodePorts            bool
 	// changed tells whether a flag was given.
 	changed func(name string) bool
 }
@@ -61,6 +62,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&o.minSyncPeriod, "iptables-min-sync-period", 0, "Least time between the starts of two syncs. 0 means at once when idle, and after a sync a rest as long as the sync.")
 	fs.DurationVar(&o.syncPeriod, "iptables-sync-period", 30*time.Second, "How often the rules are checked against what others may have changed.")
 	fs.BoolVar(&o.masqueradeAll, "masquerade-all", false, "Masquerade all traffic to cluster IPs.")
+	fs.BoolVar(&o.localhostNodePorts, "iptables-localhost-nodeports", true, "Let node ports answer on 127.0.0.1 too.")
 	fs.IntVar(&o.masqueradeBit, "iptables-masquerade-bit", 14, "Bit, 0 to 31, of the packet mark that asks for masquerading.")
 }
 

@@ -58,10 +58,10 @@ func probeNode(ctx context.Context, v ruleset.Variant) (*nodeKernel, error) {
 }
 
 // engine returns the one writer of a family's rules.
-func (n *nodeKernel) engine(cmds ruleset.Commands) *ruleset.Engine {
+func (n *nodeKernel) engine(cmds ruleset.Commands, rules iptables.RenderConfig) *ruleset.Engine {
 	return ruleset.NewEngine(ruleset.Config{
 		Exec: ruleset.SystemExec{}, Commands: cmds, Variant: n.variant,
-		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution()},
+		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution(rules)},
 	})
 }
 

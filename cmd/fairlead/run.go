@@ -100,12 +100,14 @@ func newSource(cfg *config, reg prometheus.Registerer) (source.Source, error) {
 
 // newMode returns the mode for one family.
 func newMode(cfg *config, node *nodeKernel, f model.Family, metrics *iptables.Metrics) proxier.Mode {
-	engine := node.engine(node.commands[f])
+	rules := iptables.RenderConfig{
+		Family:             f,
+		PodCIDRs:           cfg.clusterCIDRs[f],
+		MasqueradeAll:      cfg.masqueradeAll,
+		MasqueradeBit:      cfg.masqueradeBit,
+		LocalhostNodePorts: cfg.localhostNodePorts,
+	}
+	engine := node.engine(node.commands[f], rules)
 	engine.Stage(nat.Chains(cfg.masqueradeBit))
-	return iptables.New(iptables.RenderConfig{
-		Family:        f,
-		PodCIDRs:      cfg.clusterCIDRs[f],
-		MasqueradeAll: cfg.masqueradeAll,
-		MasqueradeBit: cfg.masqueradeBit,
-	}, engine, metrics)
+	return iptables.New(rules, engine, metrics)
 }

@@ -65,11 +65,6 @@ func NewEngine(cfg Config) *Engine {
 	for _, j := range e.jumps {
 		e.entry[ChainKey{j.Table, j.Rule.Target()}] = true
 	}
-	for _, g := range e.guests {
-		if g.Wanted {
-			e.jumps = append(e.jumps, g.Rule)
-		}
-	}
 	return e
 }
 

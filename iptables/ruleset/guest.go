@@ -7,8 +7,12 @@ import "slices"
 // Guest is a rule of ours in a chain that others use too, which is made, with
 // the jumps to it, where it is missing.
 type Guest struct {
-	// Rule is the rule, and the chain that it is in.
+	// Rule is the rule, and the chain that it is in. Nobody else writes the
+	// same, so that it can be told whose it is.
 	Rule Jump
+	// Same is a rule of others that does the same. Where it is, Rule need not
+	// be added.
+	Same Rule
 	// Jumps lead to the chain. They are the same rules as the others'.
 	Jumps []Jump
 	// Others is a chain whose existence shows that others use the chain still,
@@ -23,6 +27,8 @@ type host struct {
 	jumps []Jump
 	// rules is the number of rules that are not ours.
 	rules int
+	// same is set where one of them makes ours unnecessary.
+	same bool
 }
 
 // guestOf returns the guest whose chain k is.
@@ -54,7 +60,9 @@ func (r *reader) guestRule(k ChainKey, rule Rule) bool {
 			r.kernel.jumps[k] = append(r.kernel.jumps[k], rule)
 			return true
 		}
-		r.kernel.hosts[k].rules++
+		h := r.kernel.hosts[k]
+		h.rules++
+		h.same = h.same || rule == g.Same
 		return false
 	}
 	g := r.guestOf(ChainKey{k.Table, rule.Target()})
@@ -66,8 +74,8 @@ func (r *reader) guestRule(k ChainKey, rule Rule) bool {
 	return true
 }
 
-// planGuests plans the chains that guests need and the jumps to them. The rules
-// themselves are among the engine's jumps.
+// planGuests plans what is missing of the guests: their chains, the rules, and
+// the jumps to the chains.
 func (e *Engine) planGuests(p *plan) {
 	for _, g := range e.guests {
 		k := g.Rule.ChainKey
@@ -78,6 +86,9 @@ func (e *Engine) planGuests(p *plan) {
 		if h == nil {
 			p.create = append(p.create, k)
 			h = &host{}
+		}
+		if !h.same && !slices.Contains(e.kernel.jumps[k], g.Rule.Rule) {
+			p.insert = append(p.insert, g.Rule)
 		}
 		for _, j := range g.Jumps {
 			if !slices.Contains(h.jumps, j) {

@@ -18,7 +18,8 @@ func guest(wanted bool) ruleset.Guest {
 		return ruleset.Jump{ChainKey: ruleset.ChainKey{Table: ruleset.Filter, Name: from}, Rule: "-j SHARED"}
 	}
 	return ruleset.Guest{
-		Rule:   ruleset.Jump{ChainKey: hostChain, Rule: "-d 127.0.0.0/8 -j DROP"},
+		Rule:   ruleset.Jump{ChainKey: hostChain, Rule: "-d 127.0.0.0/8 -m comment --comment ours -j DROP"},
+		Same:   "-d 127.0.0.0/8 -j DROP",
 		Jumps:  []ruleset.Jump{jump("INPUT"), jump("OUTPUT")},
 		Others: ruleset.ChainKey{Table: ruleset.Mangle, Name: "NEIGHBOUR-CANARY"},
 		Wanted: wanted,
@@ -36,13 +37,15 @@ func TestGuest(t *testing.T) {
 		// wanted, and after Clean.
 		with, without string
 	}{
-		{"nothing there", "", "-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -j DROP", ""},
+		{"nothing there", "", "-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -m comment --comment ours -j DROP", ""},
 		{"a neighbour with a rule", neighbour,
-			"-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -j DROP|-A SHARED -m mark --mark 0x8000/0x8000 -j DROP",
+			"-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -m comment --comment ours -j DROP|-A SHARED -m mark --mark 0x8000/0x8000 -j DROP",
 			"-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -m mark --mark 0x8000/0x8000 -j DROP"},
 		{"a neighbour without a rule", empty + "*mangle\n:NEIGHBOUR-CANARY - [0:0]\nCOMMIT\n",
-			"-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -j DROP", "-A INPUT -j SHARED|-A OUTPUT -j SHARED"},
-		{"left behind by nobody", empty, "-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -j DROP", ""},
+			"-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -m comment --comment ours -j DROP", "-A INPUT -j SHARED|-A OUTPUT -j SHARED"},
+		{"a neighbour with a rule that does the same", strings.Replace(neighbour, "-m mark --mark 0x8000/0x8000", "-d 127.0.0.0/8", 1),
+			"-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -j DROP", "-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -j DROP"},
+		{"left behind by nobody", empty, "-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -m comment --comment ours -j DROP", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			k := &fake.Kernel{}
@@ -69,7 +72,7 @@ func TestGuest(t *testing.T) {
 // removed.
 func TestGuestNoLongerWanted(t *testing.T) {
 	k := &fake.Kernel{}
-	checkGuest(t, k, true, "-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -j DROP")
+	checkGuest(t, k, true, "-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -m comment --comment ours -j DROP")
 	checkGuest(t, k, false, "")
 }
 

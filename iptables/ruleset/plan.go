@@ -133,6 +133,11 @@ func (e *Engine) planJumps(p *plan, prune bool) {
 	if !prune {
 		return
 	}
+	for _, g := range e.guests {
+		if rules := surplus[g.Rule.ChainKey]; g.Wanted && len(rules) > 0 {
+			surplus[g.Rule.ChainKey] = rules[1:]
+		}
+	}
 	for _, k := range slices.SortedFunc(maps.Keys(surplus), compareKeys) {
 		for _, r := range surplus[k] {
 			p.remove = append(p.remove, Jump{k, r})
