@@ -68,18 +68,7 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 		}
 		m.started = true
 	}
-	if !m.node.NodePorts.Equal(d.Node.NodePorts) {
-		stale[natServices] = true
-	}
-	if !slices.Equal(m.node.IPs, d.Node.IPs) {
-		m.render.nodeIPs = d.Node.IPs
-		for p := range d.Snapshot.All() {
-			if p.Restricted {
-				m.stagePort(p.Name, p, staged, stale)
-			}
-		}
-	}
-	m.node = d.Node
+	m.stageNode(d, staged, stale)
 	for _, name := range d.Changed {
 		m.stagePort(name, d.Snapshot.Get(name), staged, stale)
 	}
@@ -87,6 +76,30 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 		m.stageShared(staged, stale)
 	}
 	return staged
+}
+
+// stageNode renders what depends on the node, where that has changed.
+func (m *Mode) stageNode(d proxier.Desired, staged map[ruleset.ChainKey]*ruleset.Chain, stale map[ruleset.ChainKey]bool) {
+	if !m.node.NodePorts.Equal(d.Node.NodePorts) {
+		stale[natServices] = true
+	}
+	podCIDRs := m.render.NodePodCIDRs && !slices.Equal(m.node.PodCIDRs, d.Node.PodCIDRs)
+	if podCIDRs {
+		m.render.PodCIDRs = writable(d.Node.PodCIDRs)
+		staged[ruleset.ChainKey{Table: ruleset.NAT, Name: markOutside}] = nil
+		maps.Copy(staged, m.render.fixedChains())
+	}
+	ips := !slices.Equal(m.node.IPs, d.Node.IPs)
+	m.render.nodeIPs = d.Node.IPs
+	m.node = d.Node
+	if !podCIDRs && !ips {
+		return
+	}
+	for p := range d.Snapshot.All() {
+		if podCIDRs || p.Restricted {
+			m.stagePort(p.Name, p, staged, stale)
+		}
+	}
 }
 
 // stagePort renders one port, nil where it is gone.

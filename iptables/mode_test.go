@@ -4,6 +4,7 @@ package iptables
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -267,4 +268,46 @@ func TestKubeProxyRulesMeanTheSame(t *testing.T) {
 			t.Errorf("%+v (-kube-proxy +fairlead):\n%s", p, diff)
 		}
 	}
+}
+
+// TestNodeChanges: what depends on the node follows it, and nothing else is
+// written.
+func TestNodeChanges(t *testing.T) {
+	cfg := v4()
+	cfg.PodCIDRs, cfg.NodePodCIDRs = nil, true
+	web := portName("shop", "web", "http", model.TCP)
+	plain := port(portName("shop", "plain", "", model.TCP), "10.96.0.11", 80, "10.244.0.1:8080")
+	p := with(port(web, "10.96.0.10", 80, "10.244.0.1:8080"), loadBalancer, ranges("192.0.2.0/24"))
+	s, names := snapshot(p, plain)
+	k := &fake.Kernel{}
+	a := fakeAgent(t, k, cfg)
+	step := func(what string, node proxier.NodeState, changed []model.ServicePortName, want ...string) {
+		t.Helper()
+		if _, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Changed: changed, Prune: true, Node: node}); err != nil {
+			t.Fatal(err)
+		}
+		fresh := &fake.Kernel{}
+		if _, err := fakeAgent(t, fresh, cfg).Sync(context.Background(), proxier.Desired{Snapshot: s, Changed: names, Prune: true, Node: node}); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(fresh.Save(), k.Save()); diff != "" {
+			t.Errorf("%s (-afresh +changed):\n%s", what, diff)
+		}
+		for _, line := range want {
+			if !strings.Contains(k.Save(), line) {
+				t.Errorf("%s: no %q in\n%s", what, line, k.Save())
+			}
+		}
+	}
+	step("nothing known", proxier.NodeState{NodePorts: everywhere.NodePorts}, names, "-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")
+	node := proxier.NodeState{NodePorts: proxier.NodePorts{Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.11")}}}
+	step("an address for node ports", node, nil, "-A KUBE-SERVICES -d 192.0.2.11/32 ")
+	node.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.3.0/24")}
+	step("a pod CIDR", node, nil, "! -s 10.244.3.0/24 ")
+	node.PodCIDRs = append(node.PodCIDRs, netip.MustParsePrefix("10.245.3.0/24"))
+	step("a second one", node, nil, "-j KUBE-MARK-MASQ-OUTSIDE")
+	node.PodCIDRs = nil
+	step("none any more", node, nil)
+	node.IPs = []netip.Addr{netip.MustParseAddr("192.0.2.11")}
+	step("an address that a source range has", node, nil, "-s 203.0.113.80/32 ")
 }

@@ -20,6 +20,9 @@ type RenderConfig struct {
 	// ending. With neither, nobody is known to be a pod.
 	PodCIDRs     []netip.Prefix
 	PodInterface string
+	// NodePodCIDRs takes the pod CIDRs of this node from its Node object, in
+	// the place of PodCIDRs.
+	NodePodCIDRs bool
 	// MasqueradeAll masquerades all traffic to cluster IPs.
 	MasqueradeAll bool
 	// MasqueradeBit is the bit of the packet mark, 0 to 31, that says that a
@@ -43,16 +46,19 @@ type renderer struct {
 // written into rules: iptables-save prints networks without host bits, and the
 // nft variant refuses to match what is outside of all addresses.
 func newRenderer(cfg RenderConfig) renderer {
-	var cidrs []netip.Prefix
-	for _, c := range cfg.PodCIDRs {
-		if c.Bits() == 0 { // nothing comes from elsewhere
-			cidrs = nil
-			break
-		}
-		cidrs = append(cidrs, c.Masked())
-	}
-	cfg.PodCIDRs = cidrs
+	cfg.PodCIDRs = writable(cfg.PodCIDRs)
 	return renderer{RenderConfig: cfg}
+}
+
+func writable(cidrs []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, c := range cidrs {
+		if c.Bits() == 0 { // nothing comes from elsewhere
+			return nil
+		}
+		out = append(out, c.Masked())
+	}
+	return out
 }
 
 // portRules is what one port of a Service needs.

@@ -132,6 +132,7 @@ func (l *Loop) sync(ctx context.Context, verify bool) time.Duration {
 		Node: NodeState{
 			NodePorts: l.NodePortAddresses.resolve(l.Family, batch.NodeAddrs, nodeIPs),
 			IPs:       nodeIPs,
+			PodCIDRs:  rangesOfFamily(batch.Node.PodCIDRs, l.Family),
 		},
 		Prune:  l.prune,
 		Verify: verify,

@@ -52,6 +52,9 @@ type NodeState struct {
 	NodePorts NodePorts
 	// IPs are the node's own addresses, as its Node object has them.
 	IPs []netip.Addr
+	// PodCIDRs are where the node's own pods have their addresses, as its Node
+	// object has them.
+	PodCIDRs []netip.Prefix
 }
 
 // NodePorts tells on which of the node's addresses node ports answer.

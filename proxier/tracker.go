@@ -126,7 +126,7 @@ func (t *Tracker) setNode(n *model.Node) {
 	}
 	old := t.node
 	t.node = *n
-	if !slices.Equal(old.Addrs, n.Addrs) {
+	if !slices.Equal(old.Addrs, n.Addrs) || !slices.Equal(old.PodCIDRs, n.PodCIDRs) {
 		t.markDue()
 	}
 	if old.Zone == n.Zone {

@@ -29,6 +29,8 @@ type options struct {
 	hostname                      string
 	mode, variant                 string
 	clusterCIDR                   string
+	detectLocal                   string
+	podBridge, podPrefix          string
 	nodePortAddresses             []string
 	bindAddress                   string
 	healthzAddress                string
@@ -53,6 +55,9 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.mode, "mode", "iptables", "Same as --proxy-mode.")
 	fs.StringVar(&o.variant, "iptables-variant", "auto", "Which iptables to use: nft, legacy, or auto, which finds out what this host uses.")
 	fs.StringVar(&o.clusterCIDR, "cluster-cidr", "", "CIDRs of the pods' addresses, of either family, with commas between. Traffic to a cluster IP from elsewhere is masqueraded.")
+	fs.StringVar(&o.detectLocal, "detect-local-mode", "ClusterCIDR", "How to tell the traffic of pods: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix.")
+	fs.StringVar(&o.podBridge, "pod-bridge-interface", "", "The bridge that pods are on, for BridgeInterface.")
+	fs.StringVar(&o.podPrefix, "pod-interface-name-prefix", "", "What the names of the pods' interfaces on the node begin with, for InterfaceNamePrefix.")
 	fs.StringSliceVar(&o.nodePortAddresses, "nodeport-addresses", nil, "Where node ports answer: CIDRs of the node's addresses, or primary for those of its Node object. Empty means on all addresses.")
 	fs.StringVar(&o.bindAddress, "bind-address", "0.0.0.0", "This node's address. An IPv6 address moves the defaults of the two addresses below to IPv6.")
 	fs.StringVar(&o.healthzAddress, "healthz-bind-address", "0.0.0.0:10256", "Address and port of /healthz and /livez; empty means none.")
@@ -85,6 +90,8 @@ type config struct {
 	variant      ruleset.Variant // empty: find out
 	clusterCIDRs map[model.Family][]netip.Prefix
 	nodePorts    proxier.NodePortAddresses
+	podInterface string
+	nodePodCIDRs bool
 }
 
 // config checks the flags. Its errors name the flag, the value and the remedy.
@@ -102,6 +109,7 @@ func (o *options) config() (*config, error) {
 	check(err)
 	cfg.clusterCIDRs, err = parseCIDRs("--cluster-cidr", o.clusterCIDR)
 	check(err)
+	check(cfg.setLocalDetection())
 	cfg.nodePorts, err = parseNodePortAddresses(o.nodePortAddresses)
 	check(err)
 	cfg.nodeName, err = nodeName(o.hostname)
@@ -149,6 +157,33 @@ func parseCIDRs(flag, s string) (map[model.Family][]netip.Prefix, error) {
 		out[model.FamilyOf(p.Addr())] = append(out[model.FamilyOf(p.Addr())], p.Masked())
 	}
 	return out, nil
+}
+
+// setLocalDetection checks how to tell the traffic of pods.
+func (c *config) setLocalDetection() error {
+	needs := func(flag, value string) error {
+		if value == "" {
+			return fmt.Errorf("--detect-local-mode %s needs --%s", c.detectLocal, flag)
+		}
+		if len(value) > 15 || strings.ContainsAny(value, "/ \t\n\"!+") { // IFNAMSIZ less the final NUL
+			return fmt.Errorf("--%s %q is not the name of an interface", flag, value)
+		}
+		return nil
+	}
+	switch c.detectLocal {
+	case "ClusterCIDR", "":
+		return nil
+	case "NodeCIDR":
+		c.nodePodCIDRs = true
+		return nil
+	case "BridgeInterface":
+		c.clusterCIDRs, c.podInterface = nil, c.podBridge
+		return needs("pod-bridge-interface", c.podBridge)
+	case "InterfaceNamePrefix":
+		c.clusterCIDRs, c.podInterface = nil, c.podPrefix+"+"
+		return needs("pod-interface-name-prefix", c.podPrefix)
+	}
+	return fmt.Errorf("--detect-local-mode %q is unknown; use ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix", c.detectLocal)
 }
 
 // parseNodePortAddresses reads CIDRs, or the word primary alone.

@@ -103,6 +103,8 @@ func newMode(cfg *config, node *nodeKernel, f model.Family, metrics *iptables.Me
 	rules := iptables.RenderConfig{
 		Family:             f,
 		PodCIDRs:           cfg.clusterCIDRs[f],
+		PodInterface:       cfg.podInterface,
+		NodePodCIDRs:       cfg.nodePodCIDRs,
 		MasqueradeAll:      cfg.masqueradeAll,
 		MasqueradeBit:      cfg.masqueradeBit,
 		LocalhostNodePorts: cfg.localhostNodePorts,
