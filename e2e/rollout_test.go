@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"fairlead/e2e/lab"
+)
+
+// rollout is a Service whose pods are replaced one by one while clients use it.
+type rollout struct {
+	t       *testing.T
+	l       *lab.Lab
+	a       *agent
+	dir     *directory
+	servers map[*lab.NS][]*lab.Echo
+	pods    []*lab.NS
+	// draining is the pod that terminates, nil while there is none.
+	draining *lab.NS
+}
+
+// write writes the Service's objects, and waits until they are in effect.
+func (r *rollout) write(ctx context.Context) {
+	r.t.Helper()
+	pods := r.pods
+	if r.draining != nil {
+		pods = append([]*lab.NS{r.draining}, pods...)
+	}
+	objs := []runtime.Object{service("web", 10)}
+	for _, s := range endpointSlices("web", r.l, pods...) {
+		if r.draining != nil {
+			no, yes := false, true
+			s.Endpoints[0].Conditions = discoveryv1.EndpointConditions{Ready: &no, Serving: &yes, Terminating: &yes}
+		}
+		objs = append(objs, s)
+	}
+	from := len(r.a.log())
+	r.dir.write("web.yaml", objs...)
+	r.a.waitSynced(ctx, from)
+}
+
+// replace replaces the oldest pod as a rolling update does: a new one becomes
+// ready, the old one terminates while it serves on, it leaves the slices, and
+// then it ends.
+func (r *rollout) replace(ctx context.Context) {
+	r.t.Helper()
+	fresh, err := r.l.Nodes[0].AddPod(ctx)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.serve(ctx, fresh)
+	old := r.pods[0]
+	r.pods = append(r.pods, fresh)
+	r.write(ctx)
+	r.pods, r.draining = r.pods[1:], old
+	r.write(ctx)
+	r.draining = nil
+	r.write(ctx)
+	for _, s := range r.servers[old] {
+		if err := s.Close(); err != nil {
+			r.t.Error(err)
+		}
+	}
+}
+
+// serve starts a pod's servers.
+func (r *rollout) serve(ctx context.Context, pod *lab.NS) {
+	r.t.Helper()
+	for _, port := range []uint16{httpTarget, dnsTarget} {
+		s, err := pod.EchoPort(ctx, port)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.servers[pod] = append(r.servers[pod], s)
+	}
+}
+
+// load sends requests from a pod and from the node, in both families, a number
+// at a time, until stop is called, which returns how many were made and what
+// went wrong first with how many.
+func load(ctx context.Context, from []*lab.NS, atATime int) (stop func() (made, failed int64, first string)) {
+	var made, failed atomic.Int64
+	var first atomic.Value
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for i := range atATime {
+		p := webProbe(from[i%len(from)], families()[i/len(from)%2], "tcp")
+		wg.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				r := p.Once(ctx)
+				made.Add(1)
+				if r.Outcome != lab.Answered {
+					failed.Add(1)
+					first.CompareAndSwap(nil, fmt.Sprintf("%s: %s", p, r))
+				}
+			}
+		})
+	}
+	return func() (int64, int64, string) {
+		close(done)
+		wg.Wait()
+		text, _ := first.Load().(string)
+		return made.Load(), failed.Load(), text
+	}
+}
+
+// startRollout brings up a Service with three pods of its own.
+func startRollout(ctx context.Context, t *testing.T, l *lab.Lab, v lab.Variant) *rollout {
+	t.Helper()
+	r := &rollout{t: t, l: l, dir: newDirectory(t), servers: map[*lab.NS][]*lab.Echo{}}
+	for range 3 {
+		pod, err := l.Nodes[0].AddPod(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.serve(ctx, pod)
+		r.pods = append(r.pods, pod)
+	}
+	r.dir.write("web.yaml", web(l)...)
+	r.a = startAgent(ctx, t, l.Nodes[0], v, "--manifests", r.dir.path)
+	r.a.waitSynced(ctx, 0)
+	r.write(ctx)
+	return r
+}
+
+// TestKernelRollingUpdate: while every endpoint is replaced twice, not one of
+// the requests of fifty clients that do not retry fails.
+func TestKernelRollingUpdate(t *testing.T) {
+	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
+		ctx := testContext(t)
+		r := startRollout(ctx, t, l, v)
+		stop := load(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, 50)
+		for range 6 {
+			r.replace(ctx)
+		}
+		made, failed, first := stop()
+		t.Logf("%d requests", made)
+		if failed > 0 || made < 100 {
+			t.Errorf("%d of %d requests failed, first %s", failed, made, first)
+		}
+	})
+}
+
+// TestKernelRollingUpdateControl: the same load sees it when the rules are
+// gone for a moment.
+func TestKernelRollingUpdateControl(t *testing.T) {
+	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
+		ctx := testContext(t)
+		r := startRollout(ctx, t, l, v)
+		stop := load(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, 50)
+		r.replace(ctx)
+		for _, f := range families() {
+			if err := l.Nodes[0].Iptables(ctx, v, f, "-t", "nat", "-F", "KUBE-SERVICES"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.replace(ctx)
+		if made, failed, _ := stop(); failed == 0 {
+			t.Errorf("none of %d requests failed although KUBE-SERVICES was flushed", made)
+		}
+	})
+}
