@@ -34,8 +34,10 @@ type objectID struct {
 
 type report struct {
 	version string
-	count   int
-	first   []Refusal // at most maxLoggedRefusals
+	// since is the first of the versions with these very refusals.
+	since string
+	count int
+	first []Refusal // at most maxLoggedRefusals
 }
 
 // Outcome is what came of translating one version of one object.
@@ -60,15 +62,24 @@ func NewReporter(metrics *Metrics) *Reporter {
 // Report tells of an outcome, unless it has told of that version before. A new
 // version whose refusals are the same as before counts, but is not logged
 // again.
-func (r *Reporter) Report(ctx context.Context, o Outcome) {
+//
+// It returns whether there is something to tell of the version that it has not
+// told before, and the first of the versions in a row with the same refusals.
+func (r *Reporter) Report(ctx context.Context, o Outcome) (fresh bool, since string) {
 	id := objectID{o.Kind, o.Key}
 	now := report{
 		version: o.Version,
+		since:   o.Version,
 		count:   len(o.Refused),
 		first:   o.Refused[:min(len(o.Refused), maxLoggedRefusals)],
 	}
 	r.mu.Lock()
 	last := r.reported[id]
+	known := last.count > 0
+	same := known && last.count == now.count && slices.Equal(last.first, now.first)
+	if same {
+		now.since = last.since
+	}
 	if now.count == 0 {
 		delete(r.reported, id)
 	} else {
@@ -77,15 +88,14 @@ func (r *Reporter) Report(ctx context.Context, o Outcome) {
 	}
 	r.mu.Unlock()
 
-	known := last.count > 0
 	if now.count == 0 || known && last.version == now.version {
-		return
+		return false, ""
 	}
 	r.metrics.countRefused(o.Kind)
-	if known && last.count == now.count && slices.Equal(last.first, now.first) {
-		return
+	if !same {
+		logRefusals(ctx, o)
 	}
-	logRefusals(ctx, o)
+	return true, now.since
 }
 
 // Forget drops what is known of an object, because it is gone.

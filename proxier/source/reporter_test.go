@@ -62,16 +62,23 @@ func TestReporterTellsOncePerVersion(t *testing.T) {
 		refused []Refusal
 		logs    int
 		count   float64
+		// since is empty where the version has been told of, or has nothing to
+		// tell.
+		since string
 	}{
-		{"a good version", "1", nil, 0, 0},
-		{"a bad version", "2", bad("0"), 1, 1},
-		{"the same version read again", "2", bad("0"), 1, 1},
-		{"a new version, bad in the same way", "3", bad("0"), 1, 2},
-		{"a new version, bad in another way", "4", bad("-1"), 2, 3},
-		{"a good version again", "5", nil, 2, 3},
-		{"bad as it was", "6", bad("-1"), 3, 4},
+		{"a good version", "1", nil, 0, 0, ""},
+		{"a bad version", "2", bad("0"), 1, 1, "2"},
+		{"the same version read again", "2", bad("0"), 1, 1, ""},
+		{"a new version, bad in the same way", "3", bad("0"), 1, 2, "2"},
+		{"one more", "4", bad("0"), 1, 3, "2"},
+		{"a new version, bad in another way", "5", bad("-1"), 2, 4, "5"},
+		{"a good version again", "6", nil, 2, 4, ""},
+		{"bad as it was", "7", bad("-1"), 3, 5, "7"},
 	} {
-		r.Report(ctx, Outcome{Kind: KindService, Key: key, Version: step.version, Used: true, Refused: step.refused})
+		fresh, since := r.Report(ctx, Outcome{Kind: KindService, Key: key, Version: step.version, Used: true, Refused: step.refused})
+		if since != step.since || fresh != (step.since != "") {
+			t.Errorf("%s: reported %v since %q, want since %q", step.name, fresh, since, step.since)
+		}
 		if got := len(messages()); got != step.logs {
 			t.Errorf("%s: %d log lines, want %d: %q", step.name, got, step.logs, messages())
 		}
