@@ -11,10 +11,12 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -45,6 +47,65 @@ func TestKernelPermissions(t *testing.T) {
 	}
 	taintGone(ctx, t, c.Clientset(), node.Label)
 	a.waitHealthz(ctx, 503)
+	refusedInEvent(ctx, t, c.Clientset(), node.Label)
+}
+
+// refusedInEvent creates a Service with a value that the API server lets through
+// and the agent does not, and waits for the agent's Event about it: first as one
+// that happened, then as one that happened again.
+func refusedInEvent(ctx context.Context, t *testing.T, c kubernetes.Interface, node string) {
+	t.Helper()
+	svc := service("greedy", 77)
+	svc.Spec.ExternalIPs = []string{vip(model.IPv4, 77).String(), "239.1.1.1"}
+	svc, err := c.CoreV1().Services(svc.Namespace).Create(ctx, svc, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := c.EventsV1().Events(svc.Namespace).Watch(ctx, metav1.ListOptions{FieldSelector: "reason=FairleadRefused"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	want := map[string]string{
+		"spec.externalIPs[0]": `Service "default/greedy": spec.externalIPs[0] "10.96.0.77": is a cluster IP of the same Service`,
+		"spec.externalIPs[1]": `Service "default/greedy": spec.externalIPs[1] "239.1.1.1": is a multicast address`,
+	}
+	for len(want) > 0 {
+		e := nextEvent(ctx, t, w)
+		if e.Regarding.Kind != "Service" || e.Regarding.UID != svc.UID || e.Type != corev1.EventTypeWarning ||
+			e.ReportingController != "fairlead" || e.ReportingInstance != node {
+			t.Errorf("got the Event %+v", e)
+		}
+		if got := want[e.Regarding.FieldPath]; got != e.Note {
+			t.Errorf("Event about %q: got %q, want %q", e.Regarding.FieldPath, e.Note, got)
+		}
+		delete(want, e.Regarding.FieldPath)
+	}
+
+	svc.Annotations = map[string]string{"changed": "yes"}
+	if _, err := c.CoreV1().Services(svc.Namespace).Update(ctx, svc, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if e := nextEvent(ctx, t, w); e.Series != nil && e.Series.Count == 2 {
+			return
+		}
+	}
+}
+
+// nextEvent returns the next Event of a watch.
+func nextEvent(ctx context.Context, t *testing.T, w watch.Interface) *eventsv1.Event {
+	t.Helper()
+	select {
+	case got, ok := <-w.ResultChan():
+		if e, is := got.Object.(*eventsv1.Event); ok && is {
+			return e
+		}
+		t.Fatalf("the watch of Events ended with %v", got.Object)
+	case <-ctx.Done():
+		t.Fatal("no Event about what is refused")
+	}
+	return nil
 }
 
 // createPermissions creates the objects of a file.

@@ -46,19 +46,38 @@ func quietly(ctx context.Context, _ *cache.Reflector, err error) {
 	klog.FromContext(ctx).V(4).Info("Watch ended, starting another", "reason", oneLine(err))
 }
 
+// teller tells the operator what is refused of the objects of one kind: with
+// the log and the metrics by the Reporter, and with Events on the object.
+type teller struct {
+	reporter         *source.Reporter
+	events           *eventWriter
+	kind, apiVersion string
+}
+
+// tell takes one version of an object. used is whether any of it is.
+func (t *teller) tell(ctx context.Context, key model.ObjectKey, version string, used bool, what *trouble) {
+	outcome := source.Outcome{Kind: t.kind, Key: key, Version: version, Used: used}
+	if what != nil {
+		outcome.Refused = what.refused
+	}
+	if fresh, since := t.reporter.Report(ctx, outcome); fresh {
+		t.events.refused(subject{kind: t.kind, apiVersion: t.apiVersion, key: key, uid: what.uid, version: since}, what.refused)
+	}
+}
+
+func (t *teller) forget(key model.ObjectKey) { t.reporter.Forget(t.kind, key) }
+
 // handler returns the handler of an informer whose cache holds items. It
 // delivers the items that mean something else than before, nil where one means
 // nothing any more. An informer calls it for one object at a time.
-func handler[T any](ctx context.Context, reporter *source.Reporter, kind string, same func(a, b *T) bool, deliver func(model.ObjectKey, *T)) cache.ResourceEventHandler {
+func handler[T any](ctx context.Context, teller *teller, same func(a, b *T) bool, deliver func(model.ObjectKey, *T)) cache.ResourceEventHandler {
 	update := func(before, after *item[T]) {
 		var old *T
 		if before != nil {
 			old = before.value
 		}
 		if before == nil || before.version != after.version {
-			reporter.Report(ctx, source.Outcome{
-				Kind: kind, Key: after.key, Version: after.version, Used: after.value != nil, Refused: after.refused,
-			})
+			teller.tell(ctx, after.key, after.version, after.value != nil, after.trouble)
 		}
 		if same(old, after.value) {
 			// The sink keeps the old value; so that there are not two, the
@@ -78,7 +97,7 @@ func handler[T any](ctx context.Context, reporter *source.Reporter, kind string,
 			// Its last state need not be the one delivered last, so whether
 			// that was nothing already is not to be seen from here.
 			key := last.(*item[T]).key
-			reporter.Forget(kind, key)
+			teller.forget(key)
 			deliver(key, nil)
 		},
 	}

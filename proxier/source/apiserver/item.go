@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"fairlead/proxier/model"
 	"fairlead/proxier/source"
@@ -19,7 +20,14 @@ type item[T any] struct {
 	key     model.ObjectKey
 	version string
 	// value is nil where there is nothing to program for the object.
-	value   *T
+	value *T
+	// trouble is nil where nothing is refused.
+	trouble *trouble
+}
+
+// trouble is what is refused of an object, and which object of that name it is.
+type trouble struct {
+	uid     types.UID
 	refused []source.Refusal
 }
 
@@ -43,12 +51,15 @@ func transform[T any, O any, P object[O]](translate func(P) (*T, bool, []source.
 			return o, nil
 		case P:
 			value, _, refused := translate(o)
-			return &item[T]{
+			i := &item[T]{
 				key:     model.ObjectKey{Namespace: o.GetNamespace(), Name: o.GetName()},
 				version: o.GetResourceVersion(),
 				value:   value,
-				refused: refused,
-			}, nil
+			}
+			if len(refused) > 0 {
+				i.trouble = &trouble{uid: o.GetUID(), refused: refused}
+			}
+			return i, nil
 		}
 		return nil, fmt.Errorf("translate object: unexpected type %T", in)
 	}

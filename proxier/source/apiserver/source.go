@@ -41,8 +41,8 @@ type Config struct {
 }
 
 // Source reads Services, EndpointSlices and the agent's own Node from the API
-// server. It uses little memory: the objects are stored as the model has them,
-// and once.
+// server, and writes Events on those of which it refuses something. It uses
+// little memory: the objects are stored as the model has them, and once.
 type Source struct {
 	config   Config
 	reporter *source.Reporter
@@ -88,17 +88,23 @@ func serverURL(client kubernetes.Interface) string {
 // of the first list has been delivered. That there is no Node is delivered once
 // the Node has been asked for and was not there.
 func (s *Source) Run(ctx context.Context, sink source.Sink) error {
-	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithName("apiserver"))
+	ctx, cancel := context.WithCancel(klog.NewContext(ctx, klog.FromContext(ctx).WithName("apiserver")))
+	defer cancel()
+	events, err := startEvents(ctx, s.config.Client, s.config.NodeName)
+	if err != nil {
+		return err
+	}
+	defer events.stop()
 	own := &ownNode{sink: sink}
-	services, err := s.services(ctx, sink)
+	services, err := s.services(ctx, events, sink)
 	if err != nil {
 		return fmt.Errorf("make informer for services: %w", err)
 	}
-	slices, err := s.endpointSlices(ctx, sink)
+	slices, err := s.endpointSlices(ctx, events, sink)
 	if err != nil {
 		return fmt.Errorf("make informer for endpointslices: %w", err)
 	}
-	node, err := s.node(ctx, own)
+	node, err := s.node(ctx, events, own)
 	if err != nil {
 		return fmt.Errorf("make informer for nodes: %w", err)
 	}
@@ -123,7 +129,7 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	return g.Wait()
 }
 
-func (s *Source) services(ctx context.Context, sink source.Sink) (informer, error) {
+func (s *Source) services(ctx context.Context, events *eventWriter, sink source.Sink) (informer, error) {
 	deliver := func(key model.ObjectKey, v *model.Service) {
 		sink.Update(model.Changes{Services: map[model.ObjectKey]*model.Service{key: v}})
 	}
@@ -131,21 +137,25 @@ func (s *Source) services(ctx context.Context, sink source.Sink) (informer, erro
 		transform(func(svc *corev1.Service) (*model.Service, bool, []source.Refusal) {
 			return source.TranslateService(svc, s.config.Policy)
 		}),
-		handler(ctx, s.reporter, source.KindService, source.SameService, deliver))
+		handler(ctx, s.teller(events, source.KindService, "v1"), source.SameService, deliver))
 }
 
-func (s *Source) endpointSlices(ctx context.Context, sink source.Sink) (informer, error) {
+func (s *Source) endpointSlices(ctx context.Context, events *eventWriter, sink source.Sink) (informer, error) {
 	deliver := func(key model.ObjectKey, v *model.EndpointSlice) {
 		sink.Update(model.Changes{EndpointSlices: map[model.ObjectKey]*model.EndpointSlice{key: v}})
 	}
 	return newInformer(&discoveryv1.EndpointSlice{}, endpointSlices(s.config.Client, s.link), s.config.SyncPeriod,
 		transform(source.TranslateEndpointSlice),
-		handler(ctx, s.reporter, source.KindEndpointSlice, source.SameEndpointSlice, deliver))
+		handler(ctx, s.teller(events, source.KindEndpointSlice, "discovery.k8s.io/v1"), source.SameEndpointSlice, deliver))
 }
 
-func (s *Source) node(ctx context.Context, own *ownNode) (informer, error) {
+func (s *Source) node(ctx context.Context, events *eventWriter, own *ownNode) (informer, error) {
 	deliver := func(_ model.ObjectKey, v *model.Node) { own.deliver(v) }
 	return newInformer(&corev1.Node{}, node(s.config.Client, s.link, s.config.NodeName), s.config.SyncPeriod,
 		transform(source.TranslateNode),
-		handler(ctx, s.reporter, source.KindNode, source.SameNode, deliver))
+		handler(ctx, s.teller(events, source.KindNode, "v1"), source.SameNode, deliver))
+}
+
+func (s *Source) teller(events *eventWriter, kind, apiVersion string) *teller {
+	return &teller{reporter: s.reporter, events: events, kind: kind, apiVersion: apiVersion}
 }
