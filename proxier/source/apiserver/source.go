@@ -85,8 +85,9 @@ func serverURL(client kubernetes.Interface) string {
 // API server cannot be read it retries, and what was delivered stays.
 //
 // The status turns to listed and complete once every Service and EndpointSlice
-// of the first list has been delivered. That there is no Node is delivered once
-// the Node has been asked for and was not there.
+// of the first list has been delivered, and the Node, unless that takes long.
+// That there is no Node is delivered once the Node has been asked for and was
+// not there.
 func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	ctx, cancel := context.WithCancel(klog.NewContext(ctx, klog.FromContext(ctx).WithName("apiserver")))
 	defer cancel()
@@ -115,6 +116,7 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	}
 	g.Go(func() error {
 		if cache.WaitFor(ctx, "", services.delivered, slices.delivered) {
+			awaitNode(ctx, node)
 			sink.Update(model.Changes{Status: &model.SourceStatus{Listed: true, Complete: true}})
 			klog.FromContext(ctx).Info("Listed Services and EndpointSlices")
 		}
@@ -127,6 +129,20 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// nodePatience is how long the first list waits for the Node.
+const nodePatience = 10 * time.Second
+
+// awaitNode waits for the Node, or for the news that there is none, since rules
+// depend on it: written without it, they would be written again with it. A Node
+// that cannot be read must not keep the rest from being programmed.
+func awaitNode(ctx context.Context, node informer) {
+	limited, cancel := context.WithTimeout(ctx, nodePatience)
+	defer cancel()
+	if !cache.WaitFor(limited, "", node.delivered) && ctx.Err() == nil {
+		klog.FromContext(ctx).Error(nil, "Cannot read the Node, going on without its zone, addresses and pod CIDRs", "after", nodePatience)
+	}
 }
 
 func (s *Source) services(ctx context.Context, events *eventWriter, sink source.Sink) (informer, error) {
