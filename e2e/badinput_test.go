@@ -35,6 +35,8 @@ func TestCommandLine(t *testing.T) {
 		{"a mode of later", []string{"--mode=ipvs"}, []string{"ipvs", "--proxy-mode iptables"}},
 		{"unknown variant", []string{"--iptables-variant", "new"}, []string{"--iptables-variant", "new", "auto, nft or legacy"}},
 		{"not a CIDR", []string{"--cluster-cidr", "10.244.0.0"}, []string{"--cluster-cidr", "10.244.0.0", "10.244.0.0/16"}},
+		{"not a service CIDR", []string{"--service-cidrs", "x"}, []string{"--service-cidrs", `"x"`}},
+		{"not an external CIDR", []string{"--external-ip-cidrs", "x"}, []string{"--external-ip-cidrs", `"x"`}},
 		{"unknown detection", []string{"--detect-local-mode", "Guess"}, []string{"--detect-local-mode", "Guess", "NodeCIDR"}},
 		{"detection without its interface", []string{"--detect-local-mode", "BridgeInterface"}, []string{"BridgeInterface", "--pod-bridge-interface"}},
 		{"not an interface", []string{"--detect-local-mode", "BridgeInterface", "--pod-bridge-interface", "a b"}, []string{"--pod-bridge-interface", "a b"}},

@@ -20,6 +20,7 @@ import (
 	"fairlead/iptables/ruleset"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
+	"fairlead/proxier/source"
 )
 
 // options are the flags as given. Names and defaults are kube-proxy's where it
@@ -29,6 +30,7 @@ type options struct {
 	hostname                      string
 	mode, variant                 string
 	clusterCIDR                   string
+	serviceCIDRs, externalIPCIDRs string
 	detectLocal                   string
 	podBridge, podPrefix          string
 	nodePortAddresses             []string
@@ -55,6 +57,8 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.mode, "mode", "iptables", "Same as --proxy-mode.")
 	fs.StringVar(&o.variant, "iptables-variant", "auto", "Which iptables to use: nft, legacy, or auto, which finds out what this host uses.")
 	fs.StringVar(&o.clusterCIDR, "cluster-cidr", "", "CIDRs of the pods' addresses, of either family, with commas between. Traffic to a cluster IP from elsewhere is masqueraded.")
+	fs.StringVar(&o.serviceCIDRs, "service-cidrs", "", "CIDRs of cluster IPs, with commas between. No external IP or load balancer's address of a Service may be in one, nor in --cluster-cidr.")
+	fs.StringVar(&o.externalIPCIDRs, "external-ip-cidrs", "", "CIDRs that external IPs of Services must be in, with commas between. Given but empty, it refuses all; not given, it refuses none.")
 	fs.StringVar(&o.detectLocal, "detect-local-mode", "ClusterCIDR", "How to tell the traffic of pods: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix.")
 	fs.StringVar(&o.podBridge, "pod-bridge-interface", "", "The bridge that pods are on, for BridgeInterface.")
 	fs.StringVar(&o.podPrefix, "pod-interface-name-prefix", "", "What the names of the pods' interfaces on the node begin with, for InterfaceNamePrefix.")
@@ -92,6 +96,7 @@ type config struct {
 	nodePorts    proxier.NodePortAddresses
 	podInterface string
 	nodePodCIDRs bool
+	policy       source.Policy
 }
 
 // config checks the flags. Its errors name the flag, the value and the remedy.
@@ -109,6 +114,7 @@ func (o *options) config() (*config, error) {
 	check(err)
 	cfg.clusterCIDRs, err = parseCIDRs("--cluster-cidr", o.clusterCIDR)
 	check(err)
+	check(cfg.setPolicy())
 	check(cfg.setLocalDetection())
 	cfg.nodePorts, err = parseNodePortAddresses(o.nodePortAddresses)
 	check(err)
@@ -159,6 +165,30 @@ func parseCIDRs(flag, s string) (map[model.Family][]netip.Prefix, error) {
 	return out, nil
 }
 
+// setPolicy reads which external addresses Services may have.
+func (c *config) setPolicy() error {
+	services, err := parseCIDRs("--service-cidrs", c.serviceCIDRs)
+	if err != nil {
+		return err
+	}
+	external, err := parseCIDRs("--external-ip-cidrs", c.externalIPCIDRs)
+	if err != nil {
+		return err
+	}
+	c.policy = source.Policy{
+		ServiceCIDRs:        both(services),
+		PodCIDRs:            both(c.clusterCIDRs),
+		RestrictExternalIPs: c.changed("external-ip-cidrs"),
+		ExternalIPCIDRs:     both(external),
+	}
+	return nil
+}
+
+// both returns the CIDRs of both families.
+func both(cidrs map[model.Family][]netip.Prefix) []netip.Prefix {
+	return slices.Concat(cidrs[model.IPv4], cidrs[model.IPv6])
+}
+
 // setLocalDetection checks how to tell the traffic of pods.
 func (c *config) setLocalDetection() error {
 	needs := func(flag, value string) error {
@@ -196,7 +226,7 @@ func parseNodePortAddresses(list []string) (proxier.NodePortAddresses, error) {
 		return proxier.NodePortAddresses{}, fmt.Errorf("%s %q mixes primary with CIDRs; give one or the other", flag, list)
 	}
 	cidrs, err := parseCIDRs(flag, strings.Join(list, ","))
-	return proxier.NodePortAddresses{CIDRs: slices.Concat(cidrs[model.IPv4], cidrs[model.IPv6])}, err
+	return proxier.NodePortAddresses{CIDRs: both(cidrs)}, err
 }
 
 // nodeName is the name that the Node object has: lower case, as kubelet

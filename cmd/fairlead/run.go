@@ -87,7 +87,7 @@ func run(ctx context.Context, cfg *config) error {
 func newSource(cfg *config, reg prometheus.Registerer) (source.Source, error) {
 	if cfg.manifests != "" {
 		return manifests.New(manifests.Config{
-			Dir: cfg.manifests, NodeName: cfg.nodeName,
+			Dir: cfg.manifests, NodeName: cfg.nodeName, Policy: cfg.policy,
 			Metrics: source.NewMetrics(reg), FileMetrics: manifests.NewMetrics(reg),
 		})
 	}
@@ -95,7 +95,9 @@ func newSource(cfg *config, reg prometheus.Registerer) (source.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return apiserver.New(apiserver.Config{Client: client, NodeName: cfg.nodeName, Metrics: source.NewMetrics(reg)})
+	return apiserver.New(apiserver.Config{
+		Client: client, NodeName: cfg.nodeName, Policy: cfg.policy, Metrics: source.NewMetrics(reg),
+	})
 }
 
 // newMode returns the mode for one family.
