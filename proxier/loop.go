@@ -16,11 +16,13 @@ import (
 
 // LoopConfig is what a Loop needs.
 type LoopConfig struct {
-	Family  model.Family
-	Mode    Mode
-	Tracker *Tracker
-	Health  Health
-	Metrics *Metrics
+	Family model.Family
+	Mode   Mode
+	// Followers are called in order after each Sync that succeeded.
+	Followers []Follower
+	Tracker   *Tracker
+	Health    Health
+	Metrics   *Metrics
 	// NodeName tells which endpoints are local.
 	NodeName string
 	// NodePortAddresses says where node ports answer.
@@ -125,32 +127,51 @@ func (l *Loop) sync(ctx context.Context, verify bool) time.Duration {
 	start := time.Now()
 	batch := l.Tracker.Take(l.Family)
 	l.resolve(batch)
-	nodeIPs := ofFamily(batch.Node.Addrs, l.Family)
-	report, err := l.Mode.Sync(ctx, Desired{
+	d := Desired{
 		Snapshot: l.snapshot,
 		Changed:  slices.SortedFunc(maps.Keys(l.changed), model.ServicePortName.Compare),
-		Node: NodeState{
-			NodePorts: l.NodePortAddresses.resolve(l.Family, batch.NodeAddrs, nodeIPs),
-			IPs:       nodeIPs,
-			PodCIDRs:  rangesOfFamily(batch.Node.PodCIDRs, l.Family),
-		},
-		Prune:  l.prune,
-		Verify: verify,
-	})
+		Node:     l.nodeState(batch),
+		Prune:    l.prune,
+		Verify:   verify,
+	}
+	report, err := l.Mode.Sync(ctx, d)
 	took := time.Since(start)
 	rest := max(took, l.MinSyncPeriod-took)
 	if err != nil && ctx.Err() != nil { // told to stop, which is no failure
 		return rest
 	}
-	l.log(ctx, report, took, err)
 	l.Metrics.synced(l.Family, took, report, err)
 	if err != nil {
+		klog.FromContext(ctx).Error(err, "Sync failed, the rules in place stay; will retry",
+			"ipFamily", l.Family, "failures", l.failures+1, "took", took)
 		l.failures++
 		l.Metrics.consecutiveFailure.WithLabelValues(l.Family.String()).Set(float64(l.failures))
 		return max(rest, backoff(l.failures))
 	}
 	l.done(start)
+	l.follow(ctx, d)
+	l.log(ctx, report, d, took)
 	return rest
+}
+
+// follow does what comes after the rules.
+func (l *Loop) follow(ctx context.Context, d Desired) {
+	for _, f := range l.Followers {
+		if err := f.Follow(ctx, d); err != nil && ctx.Err() == nil {
+			klog.FromContext(ctx).Error(err, "The rules are in place, but not all that follows them; will retry", "ipFamily", l.Family)
+		}
+	}
+}
+
+// nodeState returns what a batch says of the node, in the loop's family.
+func (l *Loop) nodeState(b Batch) NodeState {
+	n := NodeState{
+		Addrs:    ofFamily(b.NodeAddrs, l.Family),
+		IPs:      ofFamily(b.Node.Addrs, l.Family),
+		PodCIDRs: rangesOfFamily(b.Node.PodCIDRs, l.Family),
+	}
+	n.NodePorts = l.NodePortAddresses.resolve(l.Family, n.Addrs, n.IPs)
+	return n
 }
 
 // done notes that all that was taken is in the kernel.
@@ -205,18 +226,14 @@ func backoff(failures int) time.Duration {
 	return min(d+rand.N(d/4), maxBackoff)
 }
 
-// log writes one line for a sync that did something or failed.
-func (l *Loop) log(ctx context.Context, r Report, took time.Duration, err error) {
+// log writes one line for a sync that succeeded, and one for what is unusual.
+func (l *Loop) log(ctx context.Context, r Report, d Desired, took time.Duration) {
 	log := klog.FromContext(ctx).WithValues("ipFamily", l.Family)
-	switch {
-	case err != nil:
-		log.Error(err, "Sync failed, the rules in place stay; will retry", "failures", l.failures+1, "took", took)
-		return
-	case r.Repaired > 0:
+	if r.Repaired > 0 {
 		log.Info("Repaired what others had changed", "objects", r.Repaired)
 	}
 	l.logRefused(log, r.Refused)
-	log.V(2).Info("Synced", "servicePorts", l.snapshot.Len(), "changed", len(l.changed), "written", r.Written, "took", took)
+	log.V(2).Info("Synced", "servicePorts", l.snapshot.Len(), "changed", len(d.Changed), "written", r.Written, "took", took)
 }
 
 // maxRefusedLines bounds how many refusals a sync logs one by one.

@@ -28,6 +28,13 @@ type Mode interface {
 	Sync(ctx context.Context, d Desired) (Report, error)
 }
 
+// Follower does what has to come after the rules.
+type Follower interface {
+	// Follow is called after each Sync that succeeded, with what was handed to
+	// it. What an error has left undone is done on the next call.
+	Follow(ctx context.Context, d Desired) error
+}
+
 // Desired is what a Mode is to bring about.
 type Desired struct {
 	Snapshot *model.Snapshot
@@ -50,6 +57,8 @@ type Desired struct {
 type NodeState struct {
 	// NodePorts tells where node ports answer.
 	NodePorts NodePorts
+	// Addrs are the addresses that the node's interfaces have.
+	Addrs []netip.Addr
 	// IPs are the node's own addresses, as its Node object has them.
 	IPs []netip.Addr
 	// PodCIDRs are where the node's own pods have their addresses, as its Node
