@@ -64,6 +64,8 @@ var rules = []rule{
 		in: []string{"iptables/ruleset/..."}, ours: []string{"iptables/ruleset/..."}},
 	{name: "nat is rules, and nothing else of ours",
 		in: []string{"nat"}, ours: []string{"iptables/ruleset"}},
+	{name: "what follows the rules knows the model, and nothing else of ours",
+		in: []string{"nat/conntrack"}, ours: []string{"proxier/model"}},
 	{name: "iptables mode stands on the brain, the engine and nat",
 		in: []string{"iptables"}, ours: []string{"iptables/ruleset", "nat", "proxier", "proxier/model"}},
 	{name: "only the command knows more than one mode",
