@@ -100,6 +100,13 @@ func (s *State) SetNodeEligible(eligible bool) {
 	s.nodeEligible = eligible
 }
 
+// Healthy tells whether every family's rules keep up, whether the node is
+// eligible or not.
+func (s *State) Healthy() bool {
+	r, _ := s.report(time.Now())
+	return r.Healthy
+}
+
 // familyLocked returns the state of f, a new one if f was not heard of yet; mu
 // must be held.
 func (s *State) familyLocked(f model.Family) *familyState {

@@ -53,8 +53,18 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 	if cfg.Ready != nil {
 		cfg.Ready(l.Addr())
 	}
-	srv := &http.Server{
-		Handler:           cfg.Handler,
+	srv := newServer(logger, cfg.Handler)
+	srv.BaseContext = func(net.Listener) context.Context { return ctx }
+	if err := serveUntil(ctx, srv, l); err != nil {
+		return fmt.Errorf("serve %s on %s: %w", cfg.Name, l.Addr(), err)
+	}
+	return nil
+}
+
+// newServer returns a server that no client can hold up for long.
+func newServer(logger klog.Logger, h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		// Also the longest profile that /debug/pprof/profile agrees to take.
@@ -62,12 +72,7 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 		IdleTimeout:    90 * time.Second,
 		MaxHeaderBytes: 16 << 10,
 		ErrorLog:       log.New(lineLog{logger}, "", 0),
-		BaseContext:    func(net.Listener) context.Context { return ctx },
 	}
-	if err := serveUntil(ctx, srv, l); err != nil {
-		return fmt.Errorf("serve %s on %s: %w", cfg.Name, l.Addr(), err)
-	}
-	return nil
 }
 
 // serveUntil serves on l until ctx is done or accepting connections fails.
