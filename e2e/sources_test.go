@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -209,4 +210,25 @@ func TestKernelManifestNeverParsed(t *testing.T) {
 			t.Errorf("after the broken file was removed its Service answers: %s", r)
 		}
 	})
+}
+
+// TestKernelStopWithoutAPIServer: an agent that has never reached its API
+// server stops as quickly as any.
+func TestKernelStopWithoutAPIServer(t *testing.T) {
+	ctx := testContext(t)
+	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+		t.Skip(err)
+	}
+	node := newLab(t).Nodes[0]
+	a := startAgent(ctx, t, node, lab.NFT, "--master", "http://127.0.0.1:1")
+	a.waitLog(ctx, 0, 1, "http://127.0.0.1:1", "stays")
+	// Nothing tells when client-go has come to pauses of seconds.
+	select {
+	case <-time.After(6 * time.Second):
+	case <-a.done:
+		t.Fatal("the agent ended by itself")
+	}
+	if took := a.stop(); took > time.Second {
+		t.Errorf("stopping took %s, want at most a second", took)
+	}
 }

@@ -41,6 +41,7 @@ func Contribution(cfg RenderConfig) ruleset.Contribution {
 			jump(ruleset.NAT, "OUTPUT", "", portals, services),
 		},
 		Guests: guests(cfg),
+		Relics: relics(),
 	}
 }
 
@@ -48,13 +49,14 @@ func Contribution(cfg RenderConfig) ruleset.Contribution {
 // 127.0.0.1. Node ports on localhost need the kernel to route such packets
 // (route_localnet), and then would the neighbours' too (CVE-2020-8558).
 func guests(cfg RenderConfig) []ruleset.Guest {
-	if cfg.Family != model.IPv4 {
-		return nil
+	loopback := "127.0.0.0/8"
+	if cfg.Family == model.IPv6 {
+		loopback = "::1/128" // for Clean: kube-proxy makes the chain there too
 	}
 	filter := func(name string) ruleset.ChainKey { return ruleset.ChainKey{Table: ruleset.Filter, Name: name} }
 	rule := func(comment string) ruleset.Rule {
 		return spec{
-			src: "! 127.0.0.0/8", dst: "127.0.0.0/8", comment: comment,
+			src: "! " + loopback, dst: loopback, comment: comment,
 			more: "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT ",
 		}.jump("DROP").rule()
 	}
@@ -66,7 +68,7 @@ func guests(cfg RenderConfig) []ruleset.Guest {
 			{ChainKey: filter("OUTPUT"), Rule: "-j " + kubeFirewall},
 		},
 		Others: ruleset.ChainKey{Table: ruleset.Mangle, Name: "KUBE-KUBELET-CANARY"},
-		Wanted: cfg.LocalhostNodePorts,
+		Wanted: cfg.LocalhostNodePorts && cfg.Family == model.IPv4,
 	}}
 }
 

@@ -147,7 +147,7 @@ func (m *Mode) stageShared(staged map[ruleset.ChainKey]*ruleset.Chain, stale map
 
 // report puts an engine's result in a mode's words.
 func report(res ruleset.Result) proxier.Report {
-	out := proxier.Report{Repaired: len(res.Drift)}
+	out := proxier.Report{Repaired: len(res.Drift), Unverified: res.Unverified}
 	for _, n := range res.Written {
 		out.Written += n
 	}

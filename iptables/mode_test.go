@@ -203,8 +203,8 @@ func TestTakeover(t *testing.T) {
 	}
 	got := chainsIn(strings.Join(written(&k, func() { a.syncChanged(s, nil) }), ""))
 	want := []string{
-		"KUBE-EXT-AAAAAAAAAAAAAAAA", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS", "KUBE-PROXY-CANARY", "KUBE-PROXY-CANARY",
-		"KUBE-PROXY-CANARY", "KUBE-SEP-AAAAAAAAAAAAAAAA", "KUBE-SERVICES", "KUBE-SVC-AAAAAAAAAAAAAAAA",
+		"KUBE-EXT-AAAAAAAAAAAAAAAA", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS",
+		"KUBE-SEP-AAAAAAAAAAAAAAAA", "KUBE-SERVICES", "KUBE-SVC-AAAAAAAAAAAAAAAA",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("chains written (-want +got):\n%s", diff)
@@ -222,9 +222,10 @@ func TestTakeover(t *testing.T) {
 		}
 	}
 	wantOthers := []string{
-		":CNI-FORWARD - [0:0]", "-A FORWARD -j CNI-FORWARD",
+		":CNI-FORWARD - [0:0]", ":KUBE-PROXY-CANARY - [0:0]", "-A FORWARD -j CNI-FORWARD",
 		`-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP`,
 		"*mangle", ":KUBE-IPTABLES-HINT - [0:0]", ":KUBE-KUBELET-CANARY - [0:0]",
+		":KUBE-PROXY-CANARY - [0:0]", ":KUBE-PROXY-CANARY - [0:0]", // in mangle and nat
 	}
 	if diff := cmp.Diff(wantOthers, others); diff != "" {
 		t.Errorf("lines besides %s (-want +got):\n%s", golden, diff)

@@ -63,17 +63,22 @@ func endpointChain(n model.ServicePortName, ep netip.AddrPort) string {
 	return hashName(endpointPrefix, n.String()+n.Protocol.Lower()+ep.String())
 }
 
-// owned lists all chains that this mode may ever write, and those of
-// kube-proxy's that a takeover removes.
+// relics lists kube-proxy's chains that mean nothing to us. While kube-proxy
+// runs beside us, as in a rolling replacement, it takes the loss of one for the
+// loss of all its rules.
+func relics() []ruleset.ChainKey {
+	return []ruleset.ChainKey{{Table: ruleset.Mangle, Name: canary}, {Table: ruleset.NAT, Name: canary}, {Table: ruleset.Filter, Name: canary}}
+}
+
+// owned lists all chains that this mode may ever write.
 func owned() []ruleset.ChainKey {
 	var keys []ruleset.ChainKey
 	for table, names := range map[ruleset.Table][]string{
 		ruleset.NAT: {
-			services, nodePorts, markOutside, canary, servicePrefix + "*", localPrefix + "*",
+			services, nodePorts, markOutside, servicePrefix + "*", localPrefix + "*",
 			externalPrefix + "*", firewallPrefix + "*", endpointPrefix + "*",
 		},
-		ruleset.Filter: {services, externalServices, nodePorts, forward, proxyFirewall, canary},
-		ruleset.Mangle: {canary},
+		ruleset.Filter: {services, externalServices, nodePorts, forward, proxyFirewall},
 	} {
 		for _, name := range names {
 			keys = append(keys, ruleset.ChainKey{Table: table, Name: name})

@@ -229,6 +229,9 @@ func backoff(failures int) time.Duration {
 // log writes one line for a sync that succeeded, and one for what is unusual.
 func (l *Loop) log(ctx context.Context, r Report, d Desired, took time.Duration) {
 	log := klog.FromContext(ctx).WithValues("ipFamily", l.Family)
+	if r.Unverified != nil {
+		log.Error(r.Unverified, "Cannot check what others may have changed of the rules; will check again", "after", l.SyncPeriod)
+	}
 	if r.Repaired > 0 {
 		log.Info("Repaired what others had changed", "objects", r.Repaired)
 	}
@@ -243,6 +246,9 @@ const maxRefusedLines = 10
 func (l *Loop) logRefused(log klog.Logger, refused []string) {
 	if slices.Equal(refused, l.refused) {
 		return
+	}
+	if len(refused) == 0 {
+		log.Info("The kernel refuses nothing any more")
 	}
 	l.refused = refused
 	for i, what := range refused {
@@ -262,4 +268,7 @@ func (m *Metrics) synced(f model.Family, took time.Duration, r Report, err error
 		return
 	}
 	m.refused.WithLabelValues(f.String()).Set(float64(len(r.Refused)))
+	if r.Unverified != nil {
+		m.checkFailures.WithLabelValues(f.String()).Inc()
+	}
 }

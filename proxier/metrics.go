@@ -23,6 +23,7 @@ type Metrics struct {
 	serviceChanges     prometheus.Counter
 	servicePending     prometheus.Gauge
 	syncFailures       *prometheus.CounterVec // ip_family
+	checkFailures      *prometheus.CounterVec // ip_family
 	repaired           *prometheus.CounterVec // ip_family
 	refused            *prometheus.GaugeVec   // ip_family
 	consecutiveFailure *prometheus.GaugeVec   // ip_family
@@ -55,13 +56,14 @@ func NewMetrics(reg prometheus.Registerer, families []model.Family) *Metrics {
 		servicePending:   prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "sync_proxy_rules_service_changes_pending", Help: "Changes of Services that await a sync."}),
 
 		syncFailures:       counter("fairlead", "sync_failures_total", "Syncs that failed and are retried.", "ip_family"),
+		checkFailures:      counter("fairlead", "check_failures_total", "Checks of the kernel for what others changed that could not be done.", "ip_family"),
 		repaired:           counter("fairlead", "drift_repaired_total", "Kernel objects of ours that others changed, and that were repaired.", "ip_family"),
 		refused:            gauge("fairlead", "kernel_refused", "Kernel objects that the kernel does not accept and that are left out.", "ip_family"),
 		consecutiveFailure: gauge("fairlead", "sync_consecutive_failures", "Failed syncs since the last one that succeeded.", "ip_family"),
 	}
 	reg.MustRegister(m.syncDuration, m.programming, m.lastSync, m.lastQueued, m.noLocalEndpoints,
 		m.endpointChanges, m.endpointPending, m.serviceChanges, m.servicePending,
-		m.syncFailures, m.repaired, m.refused, m.consecutiveFailure)
+		m.syncFailures, m.checkFailures, m.repaired, m.refused, m.consecutiveFailure)
 	for _, f := range families {
 		m.initialise(f.String())
 	}
@@ -78,7 +80,7 @@ func (m *Metrics) initialise(f string) {
 	for _, g := range []*prometheus.GaugeVec{m.lastSync, m.lastQueued, m.refused, m.consecutiveFailure} {
 		g.WithLabelValues(f)
 	}
-	for _, c := range []*prometheus.CounterVec{m.syncFailures, m.repaired} {
+	for _, c := range []*prometheus.CounterVec{m.syncFailures, m.checkFailures, m.repaired} {
 		c.WithLabelValues(f)
 	}
 }

@@ -86,6 +86,9 @@ type Report struct {
 	Written int
 	// Repaired is the number of kernel objects that others had changed.
 	Repaired int
+	// Unverified is why the kernel could not be looked at although Verify asked
+	// for it. What was to be changed was changed all the same.
+	Unverified error
 	// Refused names what the kernel does not accept. All else is in place.
 	Refused []string
 }

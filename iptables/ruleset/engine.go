@@ -31,7 +31,9 @@ type Engine struct {
 	owners  owners
 	jumps   []Jump
 	guests  []Guest
-	entry   map[ChainKey]bool
+	// cleaning is set by Clean.
+	cleaning bool
+	entry    map[ChainKey][]Rule
 
 	mu      sync.Mutex
 	desired map[ChainKey]*Chain
@@ -52,7 +54,7 @@ func NewEngine(cfg Config) *Engine {
 	e := &Engine{
 		exec: cfg.Exec, cmds: cfg.Commands, variant: cfg.Variant, limits: limitsOf(cfg.Variant),
 		owners:  newOwners(cfg.Contributions),
-		entry:   map[ChainKey]bool{},
+		entry:   map[ChainKey][]Rule{},
 		desired: map[ChainKey]*Chain{},
 		rules:   map[Table]int{},
 		dirty:   map[ChainKey]bool{},
@@ -63,7 +65,8 @@ func NewEngine(cfg Config) *Engine {
 		e.guests = append(e.guests, c.Guests...)
 	}
 	for _, j := range e.jumps {
-		e.entry[ChainKey{j.Table, j.Rule.Target()}] = true
+		target := ChainKey{j.Table, j.Rule.Target()}
+		e.entry[target] = append(e.entry[target], j.Rule)
 	}
 	return e
 }
@@ -121,6 +124,9 @@ type Result struct {
 	Full bool
 	// Failures is the number of restore commands that failed.
 	Failures int
+	// Unverified is why what Verify asked for could not be done. What was known
+	// of the kernel before was gone by.
+	Unverified error
 	// Drift are the chains of ours that others changed since the last Apply,
 	// found by Verify, and repaired.
 	Drift []ChainKey
@@ -137,8 +143,13 @@ func (e *Engine) Apply(ctx context.Context, o Options) (Result, error) {
 	defer e.mu.Unlock()
 	res := Result{Written: map[Table]int{}}
 	if o.Verify || !e.loaded {
+		known := e.loaded
+		res.Full = true
 		if err := e.load(ctx, &res); err != nil {
-			return res, err
+			if !known {
+				return res, err
+			}
+			e.loaded, res.Unverified = true, err
 		}
 	}
 	err := e.commit(ctx, e.plan(o.Prune), &res)
@@ -156,6 +167,7 @@ func (e *Engine) Clean(ctx context.Context) (Result, error) {
 	defer e.mu.Unlock()
 	res := Result{Written: map[Table]int{}}
 	e.jumps, e.desired = nil, map[ChainKey]*Chain{}
+	e.cleaning = true
 	for i := range e.guests {
 		e.guests[i].Wanted = false
 	}
@@ -181,7 +193,6 @@ func (e *Engine) load(ctx context.Context, res *Result) error {
 	if e.loaded {
 		res.Drift = drift(&e.kernel, &r.kernel)
 	}
-	res.Full = true
 	e.kernel, e.loaded = r.kernel, true
 	e.refused = newRefusals()
 	for k := range e.kernel.chains {

@@ -97,8 +97,13 @@ func TestJumps(t *testing.T) {
 		{"all there: left in place, whatever their order", []ruleset.Rule{toServices, "-j DOCKER", toForward}, []ruleset.Rule{toServices, "-j DOCKER", toForward}},
 		{"surplus copy removed", []ruleset.Rule{toForward, toServices, "-j DOCKER", toForward, toForward}, []ruleset.Rule{toServices, "-j DOCKER", toForward}},
 		{
-			"other rule to an entry chain of ours replaced",
-			[]ruleset.Rule{"-m comment --comment old -j KUBE-SERVICES", "-j DOCKER"}, []ruleset.Rule{toForward, toServices, "-j DOCKER"},
+			"an older form of a jump, known by its comment, is replaced",
+			[]ruleset.Rule{`-i eth0 -m comment --comment "test portals" -j KUBE-SERVICES`, "-j DOCKER"}, []ruleset.Rule{toForward, toServices, "-j DOCKER"},
+		},
+		{
+			"an admin's rules to chains of ours stay",
+			[]ruleset.Rule{"-m comment --comment old -j KUBE-SERVICES", "-i eth8 -j KUBE-FORWARD", "-j DOCKER"},
+			[]ruleset.Rule{toForward, toServices, "-m comment --comment old -j KUBE-SERVICES", "-i eth8 -j KUBE-FORWARD", "-j DOCKER"},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

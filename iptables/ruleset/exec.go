@@ -67,6 +67,11 @@ func (v Variant) transient(err error) bool {
 // that is under way is better finished than killed between two tables.
 const grace = 500 * time.Millisecond
 
+// patience is how long a command may take. What is slow takes seconds; a
+// command that hangs must not keep everything else from being programmed for
+// ever.
+const patience = 2 * time.Minute
+
 // maxStderr bounds what is kept of a command's complaints.
 const maxStderr = 4 << 10
 
@@ -85,6 +90,8 @@ func (SystemExec) Run(ctx context.Context, c Command) error {
 	// PR_SET_PDEATHSIG follows the thread that forked, not the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, c.Name, c.Args...)
 	cmd.Cancel = func() error { return os.ErrProcessDone } // see grace
 	cmd.WaitDelay = grace
@@ -93,6 +100,13 @@ func (SystemExec) Run(ctx context.Context, c Command) error {
 	stderr := &limitedBuffer{left: maxStderr}
 	cmd.Stderr = stderr
 	err := cmd.Run()
+	if ctx.Err() != nil && cmd.Process != nil {
+		// The command may be a script, whose child would go on.
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	}
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("run %s: gave up after %s", c.Name, patience)
+	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return &CommandError{Name: c.Name, ExitCode: exit.ExitCode(), Stderr: stderr.String()}

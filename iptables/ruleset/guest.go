@@ -98,12 +98,14 @@ func (e *Engine) planGuests(p *plan) {
 	}
 }
 
-// planLeaving plans the removal of a guest's chain where nobody else uses it.
+// planLeaving plans the removal of a guest's chain where nobody else uses it. On
+// Clean that is so even if there is the same rule as ours: with no sign of
+// others, it is a predecessor's.
 func (e *Engine) planLeaving(p *plan) {
 	for _, g := range e.guests {
 		k := g.Rule.ChainKey
 		h := e.kernel.hosts[k]
-		if h == nil || g.Wanted || h.rules > 0 || e.kernel.others[g.Others] {
+		if h == nil || g.Wanted || e.kernel.others[g.Others] || h.rules > 0 && !(e.cleaning && h.same && h.rules == 1) {
 			continue
 		}
 		p.remove = slices.DeleteFunc(p.remove, func(j Jump) bool { return j.ChainKey == k }) // goes with its chain

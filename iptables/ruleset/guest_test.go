@@ -31,6 +31,7 @@ func guest(wanted bool) ruleset.Guest {
 func TestGuest(t *testing.T) {
 	const neighbour = "*filter\n:SHARED - [0:0]\n-A SHARED -m mark --mark 0x8000/0x8000 -j DROP\n-A INPUT -j SHARED\n-A OUTPUT -j SHARED\nCOMMIT\n"
 	const empty = "*filter\n:SHARED - [0:0]\n-A INPUT -j SHARED\n-A OUTPUT -j SHARED\nCOMMIT\n"
+	same := strings.Replace(neighbour, "-m mark --mark 0x8000/0x8000", "-d 127.0.0.0/8", 1)
 	for _, tt := range []struct {
 		name, before string
 		// with and without are lines of the filter table while the rule is
@@ -43,8 +44,10 @@ func TestGuest(t *testing.T) {
 			"-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -m mark --mark 0x8000/0x8000 -j DROP"},
 		{"a neighbour without a rule", empty + "*mangle\n:NEIGHBOUR-CANARY - [0:0]\nCOMMIT\n",
 			"-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -m comment --comment ours -j DROP", "-A INPUT -j SHARED|-A OUTPUT -j SHARED"},
-		{"a neighbour with a rule that does the same", strings.Replace(neighbour, "-m mark --mark 0x8000/0x8000", "-d 127.0.0.0/8", 1),
+		{"a neighbour with a rule that does the same", same + "*mangle\n:NEIGHBOUR-CANARY - [0:0]\nCOMMIT\n",
 			"-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -j DROP", "-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -j DROP"},
+		{"a predecessor's rule that does the same", same,
+			"-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -j DROP", ""},
 		{"left behind by nobody", empty, "-A INPUT -j SHARED|-A OUTPUT -j SHARED|-A SHARED -d 127.0.0.0/8 -m comment --comment ours -j DROP", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

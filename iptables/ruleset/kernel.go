@@ -24,16 +24,18 @@ type kernel struct {
 // reader is the visitor that picks from the save format what is ours.
 type reader struct {
 	owners
-	// entry are the chains that our jumps in built-in chains lead to. A rule
-	// in a built-in chain that leads to another chain of ours is not our rule,
-	// nor is one with a line break, which no restore could delete.
-	entry   map[ChainKey]bool
+	// entry has our jumps in built-in chains by the chain that they lead to. A
+	// rule there is ours if it leads to one of these and has the comment of a
+	// jump to it, whatever else it matches: so an older version's rule is. No
+	// other rule is ours, and in no case one with a line break, which no
+	// restore could delete.
+	entry   map[ChainKey][]Rule
 	builtin map[ChainKey]bool
 	guests  []Guest
 	kernel  kernel
 }
 
-func newReader(o owners, entry map[ChainKey]bool, guests []Guest) *reader {
+func newReader(o owners, entry map[ChainKey][]Rule, guests []Guest) *reader {
 	return &reader{
 		owners: o, entry: entry, builtin: map[ChainKey]bool{}, guests: guests,
 		kernel: kernel{
@@ -79,11 +81,18 @@ func (r *reader) rule(k ChainKey, rule Rule) {
 	target := ChainKey{k.Table, rule.Target()}
 	switch {
 	case !r.owns(target):
-	case r.builtin[k] && r.entry[target] && !strings.Contains(string(rule), "\n"):
+	case r.builtin[k] && r.isEntry(target, rule):
 		r.kernel.jumps[k] = append(r.kernel.jumps[k], rule)
 	default:
 		r.kernel.pinned[target] = true
 	}
+}
+
+// isEntry tells whether a rule in a built-in chain is one of our jumps, or was.
+func (r *reader) isEntry(target ChainKey, rule Rule) bool {
+	return !strings.Contains(string(rule), "\n") && slices.ContainsFunc(r.entry[target], func(j Rule) bool {
+		return j == rule || j.comment() != "" && j.comment() == rule.comment()
+	})
 }
 
 // record notes that a transaction has been committed.

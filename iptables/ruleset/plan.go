@@ -37,7 +37,7 @@ func (e *Engine) plan(prune bool) *plan {
 			p.write[k] = want
 		case ok && !slices.Equal(want.Rules, have):
 			e.planChange(p, k, want, have, prune)
-		case !ok && exists && !e.kernel.pinned[k]:
+		case !ok && exists && !e.kernel.pinned[k] && (e.cleaning || !e.owners.relics[k]):
 			if prune {
 				p.drop = append(p.drop, k)
 			} else {

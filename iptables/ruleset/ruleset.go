@@ -60,19 +60,35 @@ type Rule string
 // Target returns the chain or target that the rule jumps or goes to, empty
 // where it has none.
 func (r Rule) Target() string {
-	rest, next := string(r), ""
-	for rest != "" {
+	_, target := r.words()
+	return target
+}
+
+// comment returns the rule's first comment as it is written, empty where it has
+// none.
+func (r Rule) comment() string {
+	comment, _ := r.words()
+	return comment
+}
+
+// words returns the first comment and the target of a rule.
+func (r Rule) words() (comment, target string) {
+	rest, option := string(r), ""
+	for rest != "" && target == "" {
 		var tok string
 		tok, rest = nextToken(rest)
-		switch next {
+		switch option {
 		case "-j", "-g":
-			return tok
+			target = tok
 		case "--comment": // its text may be "-j", which needs no quotes
+			if comment == "" {
+				comment = tok
+			}
 			tok = ""
 		}
-		next = tok
+		option = tok
 	}
-	return ""
+	return comment, target
 }
 
 // nextToken splits the first word from s. A word that starts with a double
@@ -156,17 +172,24 @@ type Contribution struct {
 	Jumps []Jump
 	// Guests are rules in chains that others use too.
 	Guests []Guest
+	// Relics are chains of a predecessor, which Clean removes; before, they are
+	// left alone.
+	Relics []ChainKey
 }
 
 // owners answers which chains are ours.
 type owners struct {
 	exact    map[ChainKey]bool
+	relics   map[ChainKey]bool
 	prefixes []ChainKey
 }
 
 func newOwners(cs []Contribution) owners {
-	o := owners{exact: map[ChainKey]bool{}}
+	o := owners{exact: map[ChainKey]bool{}, relics: map[ChainKey]bool{}}
 	for _, c := range cs {
+		for _, k := range c.Relics {
+			o.exact[k], o.relics[k] = true, true
+		}
 		for _, k := range c.Owns {
 			if name, ok := strings.CutSuffix(k.Name, "*"); ok {
 				o.prefixes = append(o.prefixes, ChainKey{k.Table, name})

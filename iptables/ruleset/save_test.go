@@ -158,7 +158,7 @@ func TestParseIncompatibleTable(t *testing.T) {
 // TestUnreadableTableOfOthers: what is in a table that is not ours is not our
 // business.
 func TestUnreadableTableOfOthers(t *testing.T) {
-	entry := map[ChainKey]bool{{NAT, "KUBE-SERVICES"}: true}
+	entry := map[ChainKey][]Rule{{NAT, "KUBE-SERVICES"}: {"-j KUBE-SERVICES"}}
 	for table, want := range map[Table]error{"raw": nil, Mangle: nil, NAT: ErrIncompatible} {
 		text := "# Table `" + string(table) + "' is incompatible, use 'nft' tool.\n*filter\nCOMMIT\n"
 		err := parse(strings.NewReader(text), newReader(newOwners(nil), entry, nil))

@@ -110,6 +110,7 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 		return fmt.Errorf("make informer for nodes: %w", err)
 	}
 
+	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	for _, i := range []informer{services, slices, node} {
 		g.Go(func() error { i.RunWithContext(ctx); return nil })
@@ -128,7 +129,29 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 		}
 		return nil
 	})
-	return g.Wait()
+	return waitAtMost(parent, stopPatience, g.Wait)
+}
+
+// stopPatience is how long Run waits for the informers to end. One whose first
+// list has failed is in client-go's backoff, and hears of the end only after it.
+const stopPatience = 200 * time.Millisecond
+
+// waitAtMost returns what wait does, or nil if that takes longer than d after
+// ctx is done.
+func waitAtMost(ctx context.Context, d time.Duration, wait func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- wait() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(d):
+		return nil
+	}
 }
 
 // nodePatience is how long the first list waits for the Node.
