@@ -100,6 +100,8 @@ func expectedSeries() []string {
 			"sync_full_proxy_rules_duration_seconds_count",
 			"sync_partial_proxy_rules_duration_seconds_count",
 			"network_programming_duration_seconds_count",
+			"conntrack_reconciler_sync_duration_seconds_count",
+			"conntrack_reconciler_deleted_entries_total",
 			"sync_proxy_rules_last_timestamp_seconds",
 			"sync_proxy_rules_last_queued_timestamp_seconds",
 			"sync_proxy_rules_iptables_restore_failures_total",

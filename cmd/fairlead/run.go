@@ -15,6 +15,7 @@ import (
 
 	"fairlead/iptables"
 	"fairlead/nat"
+	"fairlead/nat/conntrack"
 	"fairlead/nat/nodeaddr"
 	"fairlead/proxier"
 	"fairlead/proxier/health"
@@ -58,10 +59,14 @@ func run(ctx context.Context, cfg *config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nodeaddr.Watch(ctx, setAddrs) })
 	g.Go(func() error { return src.Run(ctx, tracker) })
+	flowMetrics := conntrack.NewMetrics(reg, node.families)
 	for _, f := range node.families {
+		checks := newHealthChecks(f, state)
+		g.Go(func() error { return checks.ports.Run(ctx) })
 		loop := proxier.NewLoop(proxier.LoopConfig{
 			Family: f, Mode: newMode(cfg, node, f, modeMetrics), Tracker: tracker,
-			Health: state, Metrics: metrics, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts,
+			Followers: []proxier.Follower{newFlows(f, flowMetrics), checks},
+			Health:    state, Metrics: metrics, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts,
 			MinSyncPeriod: cfg.minSyncPeriod, SyncPeriod: cfg.syncPeriod,
 		})
 		g.Go(func() error { return loop.Run(ctx) })

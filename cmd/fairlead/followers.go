@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"net/netip"
+
+	"fairlead/nat/conntrack"
+	"fairlead/proxier"
+	"fairlead/proxier/health"
+	"fairlead/proxier/model"
+)
+
+// flows cuts the UDP flows of one family that the rules have left behind.
+type flows struct {
+	table      *conntrack.Table
+	reconciler *conntrack.Reconciler
+}
+
+var _ proxier.Follower = (*flows)(nil)
+
+func newFlows(f model.Family, metrics *conntrack.Metrics) *flows {
+	return &flows{
+		table:      conntrack.NewTable(),
+		reconciler: conntrack.New(conntrack.Config{Family: f, Kernel: conntrack.Netlink{}, Metrics: metrics}),
+	}
+}
+
+// Follow implements proxier.Follower.
+func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
+	for _, name := range d.Changed {
+		w.table.SetService(name, d.Snapshot.Get(name))
+	}
+	if d.Node.NodePorts.All {
+		w.table.SetNodeAddrs(d.Node.Addrs)
+	} else {
+		w.table.SetNodeAddrs(d.Node.NodePorts.Addrs)
+	}
+	_, err := w.reconciler.Reconcile(ctx, w.table)
+	return err
+}
+
+// healthChecks answers on the health check node ports of one family.
+type healthChecks struct {
+	family   model.Family
+	services *health.NodePortServices
+	ports    *health.NodePorts
+}
+
+var _ proxier.Follower = (*healthChecks)(nil)
+
+func newHealthChecks(f model.Family, state *health.State) *healthChecks {
+	return &healthChecks{f, health.NewNodePortServices(), health.NewNodePorts(health.NodePortsConfig{State: state})}
+}
+
+// Follow implements proxier.Follower.
+func (h *healthChecks) Follow(ctx context.Context, d proxier.Desired) error {
+	for _, name := range d.Changed {
+		h.services.Set(name, d.Snapshot.Get(name))
+	}
+	addrs := d.Node.NodePorts.Addrs
+	if d.Node.NodePorts.All {
+		addrs = []netip.Addr{netip.IPv4Unspecified()}
+		if h.family == model.IPv6 {
+			addrs = []netip.Addr{netip.IPv6Unspecified()}
+		}
+	}
+	h.ports.Sync(ctx, addrs, h.services.Wanted())
+	return nil
+}
