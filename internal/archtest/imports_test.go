@@ -65,7 +65,7 @@ var rules = []rule{
 	{name: "nat is rules, and nothing else of ours",
 		in: []string{"nat"}, ours: []string{"iptables/ruleset"}},
 	{name: "what follows the rules knows the model, and nothing else of ours",
-		in: []string{"nat/conntrack"}, ours: []string{"proxier/model"}},
+		in: []string{"nat/conntrack", "nat/sysctl"}, ours: []string{"proxier/model"}},
 	{name: "iptables mode stands on the brain, the engine and nat",
 		in: []string{"iptables"}, ours: []string{"iptables/ruleset", "nat", "proxier", "proxier/model"}},
 	{name: "only the command knows more than one mode",
