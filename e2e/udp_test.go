@@ -144,6 +144,12 @@ func TestKernelUDPFlowsFollow(t *testing.T) {
 		a = startAgent(ctx, t, node, v, "--manifests", dir.path)
 		a.waitSynced(ctx, 0)
 		checkAsk(t, clients, "changed while the agent was down", first.Label)
+
+		a.stop()
+		dir.write("web.yaml", service("other", 99))
+		a = startAgent(ctx, t, node, v, "--manifests", dir.path)
+		a.waitSynced(ctx, 0)
+		checkAsk(t, clients, "Service deleted while the agent was down", "")
 	})
 }
 

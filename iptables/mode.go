@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -35,6 +36,8 @@ type Mode struct {
 	node proxier.NodeState
 	// started is set once the fixed chains are staged.
 	started bool
+	// adopted is what AdoptedUDP returns.
+	adopted []netip.AddrPort
 }
 
 var _ proxier.Mode = (*Mode)(nil)
@@ -51,6 +54,7 @@ func New(cfg RenderConfig, engine *ruleset.Engine, metrics *Metrics) *Mode {
 // Sync implements proxier.Mode.
 func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, error) {
 	start := time.Now()
+	m.adopt(ctx)
 	m.engine.Stage(m.stage(d))
 	res, err := m.engine.Apply(ctx, ruleset.Options{Prune: d.Prune, Verify: d.Verify})
 	m.metrics.applied(m.render.Family, m.engine, res, time.Since(start))

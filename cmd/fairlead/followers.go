@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/netip"
 
+	"fairlead/iptables"
 	"fairlead/nat/conntrack"
 	"fairlead/proxier"
 	"fairlead/proxier/health"
@@ -14,14 +15,17 @@ import (
 
 // flows cuts the UDP flows of one family that the rules have left behind.
 type flows struct {
+	// mode is nil once its adopted frontends have been taken over.
+	mode       *iptables.Mode
 	table      *conntrack.Table
 	reconciler *conntrack.Reconciler
 }
 
 var _ proxier.Follower = (*flows)(nil)
 
-func newFlows(f model.Family, metrics *conntrack.Metrics) *flows {
+func newFlows(f model.Family, mode *iptables.Mode, metrics *conntrack.Metrics) *flows {
 	return &flows{
+		mode:       mode,
 		table:      conntrack.NewTable(),
 		reconciler: conntrack.New(conntrack.Config{Family: f, Kernel: conntrack.Netlink{}, Metrics: metrics}),
 	}
@@ -31,6 +35,12 @@ func newFlows(f model.Family, metrics *conntrack.Metrics) *flows {
 func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 	for _, name := range d.Changed {
 		w.table.SetService(name, d.Snapshot.Get(name))
+	}
+	if w.mode != nil {
+		for _, ap := range w.mode.AdoptedUDP() {
+			w.table.Adopt(conntrack.Frontend{Addr: ap.Addr(), Port: ap.Port()})
+		}
+		w.mode = nil
 	}
 	if d.Node.NodePorts.All {
 		w.table.SetNodeAddrs(d.Node.Addrs)

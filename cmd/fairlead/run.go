@@ -63,9 +63,10 @@ func run(ctx context.Context, cfg *config) error {
 	for _, f := range node.families {
 		checks := newHealthChecks(f, state)
 		g.Go(func() error { return checks.ports.Run(ctx) })
+		mode := newMode(cfg, node, f, modeMetrics)
 		loop := proxier.NewLoop(proxier.LoopConfig{
-			Family: f, Mode: newMode(cfg, node, f, modeMetrics), Tracker: tracker,
-			Followers: []proxier.Follower{newFlows(f, flowMetrics), checks},
+			Family: f, Mode: mode, Tracker: tracker,
+			Followers: []proxier.Follower{newFlows(f, mode, flowMetrics), checks},
 			Health:    state, Metrics: metrics, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts,
 			MinSyncPeriod: cfg.minSyncPeriod, SyncPeriod: cfg.syncPeriod,
 		})
@@ -106,7 +107,7 @@ func newSource(cfg *config, reg prometheus.Registerer) (source.Source, error) {
 }
 
 // newMode returns the mode for one family.
-func newMode(cfg *config, node *nodeKernel, f model.Family, metrics *iptables.Metrics) proxier.Mode {
+func newMode(cfg *config, node *nodeKernel, f model.Family, metrics *iptables.Metrics) *iptables.Mode {
 	rules := iptables.RenderConfig{
 		Family:             f,
 		PodCIDRs:           cfg.clusterCIDRs[f],

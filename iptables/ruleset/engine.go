@@ -105,6 +105,19 @@ func (e *Engine) Rules(t Table) int {
 	return e.rules[t] + len(jumpsOf(e.jumps, t))
 }
 
+// Existing returns the rules that a chain of ours has in the kernel, reading
+// the kernel's rules first if they are not known.
+func (e *Engine) Existing(ctx context.Context, k ChainKey) ([]Rule, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.loaded {
+		if err := e.load(ctx, &Result{}); err != nil {
+			return nil, err
+		}
+	}
+	return slices.Clone(e.kernel.chains[k]), nil
+}
+
 // Options say how Apply is to work.
 type Options struct {
 	// Prune allows removals. While it is false, what the kernel has of ours

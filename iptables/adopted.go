@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"context"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"fairlead/iptables/ruleset"
+)
+
+// AdoptedUDP returns where clients could send UDP to by the rules that the
+// first Sync found, those of an earlier agent or of kube-proxy: an address and
+// port each, or a port of the node with an invalid address. Services that are
+// gone since are known from here alone.
+func (m *Mode) AdoptedUDP() []netip.AddrPort { return m.adopted }
+
+// adopt notes what AdoptedUDP returns. An error is left to the first Apply,
+// which reads the same rules.
+func (m *Mode) adopt(ctx context.Context) {
+	if m.started {
+		return
+	}
+	for _, k := range []ruleset.ChainKey{natServices, natNodePorts} {
+		rules, err := m.engine.Existing(ctx, k)
+		if err != nil {
+			return
+		}
+		for _, r := range rules {
+			if ap, ok := udpDestination(r); ok {
+				m.adopted = append(m.adopted, ap)
+			}
+		}
+	}
+}
+
+// udpDestination returns the address and port that a dispatch rule for UDP
+// matches.
+func udpDestination(r ruleset.Rule) (_ netip.AddrPort, ok bool) {
+	matches, rest, commented := strings.Cut(string(r), "-m comment ")
+	if !commented || !strings.Contains(matches, "-p udp ") {
+		return netip.AddrPort{}, false
+	}
+	var addr netip.Addr
+	if _, dst, has := strings.Cut(matches, "-d "); has {
+		text, _, _ := strings.Cut(dst, " ")
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return netip.AddrPort{}, false
+		}
+		addr = p.Addr()
+	}
+	_, port, has := strings.Cut(rest, " --dport ")
+	port, _, _ = strings.Cut(port, " ")
+	n, err := strconv.ParseUint(port, 10, 16)
+	return netip.AddrPortFrom(addr, uint16(n)), has && err == nil
+}
