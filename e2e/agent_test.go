@@ -43,11 +43,17 @@ func startAgent(ctx context.Context, t *testing.T, node *lab.Node, v lab.Variant
 
 func startAgentEnv(ctx context.Context, t *testing.T, node *lab.Node, v lab.Variant, env []string, args ...string) *agent {
 	t.Helper()
+	return startProgram(ctx, t, node, v, binary, env, args...)
+}
+
+// startProgram starts a program that becomes the agent.
+func startProgram(ctx context.Context, t *testing.T, node *lab.Node, v lab.Variant, program string, env []string, args ...string) *agent {
+	t.Helper()
 	args = append([]string{
 		"-v=2", "--hostname-override", node.Label, "--cluster-cidr", clusterCIDR, "--iptables-variant", string(v),
 	}, args...)
 	a := &agent{
-		t: t, node: node, cmd: node.Command(ctx, binary, args...),
+		t: t, node: node, cmd: node.Command(ctx, program, args...),
 		done: make(chan struct{}), grown: make(chan struct{}),
 	}
 	a.cmd.Env = append(a.cmd.Environ(), env...)

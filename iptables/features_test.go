@@ -69,6 +69,12 @@ func featureCases() []renderCase {
 	cidrs.PodCIDRs = append(cidrs.PodCIDRs, netip.MustParsePrefix("10.245.0.0/16"))
 	bridge.PodCIDRs, bridge.PodInterface = nil, "cni+"
 	noLocalhost.LocalhostNodePorts = false
+	neighbours := v4
+	neighbours.MasqueradeNeighbours, neighbours.KeepInvalid = true, true
+	here := func(p *model.ServicePort) {
+		p.Endpoints = append([]model.Endpoint(nil), p.Endpoints...)
+		p.Endpoints[0].Local = true
+	}
 	ports := func(p *model.ServicePort, changes ...func(*model.ServicePort)) []*model.ServicePort {
 		return []*model.ServicePort{with(p, changes...)}
 	}
@@ -92,6 +98,7 @@ func featureCases() []renderCase {
 		{"affinity", v4, ports(two, affinity)},
 		{"affinity-ipv6", v6(), ports(six, affinity)},
 		{"several-pod-cidrs", cidrs, ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
+		{"masquerade-neighbours", neighbours, ports(two, here)},
 		{"pod-interface", bridge, ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
 	}
 }

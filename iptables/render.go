@@ -28,6 +28,10 @@ type RenderConfig struct {
 	// MasqueradeBit is the bit of the packet mark, 0 to 31, that says that a
 	// packet is to be masqueraded.
 	MasqueradeBit int
+	// MasqueradeNeighbours masquerades what pods of this node send to each
+	// other through a Service: where packets between two ports of one bridge do
+	// not pass the rules, the answer would not be translated back.
+	MasqueradeNeighbours bool
 	// KeepInvalid forwards packets that conntrack finds invalid, which
 	// otherwise are dropped.
 	KeepInvalid bool
@@ -189,7 +193,7 @@ func (w *portRenderer) choice(chain string, eps []model.Endpoint) {
 			s.more = "-m statistic --mode random --probability " + probability(n) + " "
 		}
 		w.add(chain, s.jump(endpointChain(w.Name, ep.AddrPort)))
-		w.endpoint(ep.AddrPort)
+		w.endpoint(ep)
 	}
 }
 
@@ -200,12 +204,18 @@ func (w *portRenderer) toEndpoint(ep model.Endpoint) string {
 // endpoint renders the chain that translates to an endpoint. An endpoint that
 // reaches itself through its Service must see the node's address, or it would
 // answer itself directly.
-func (w *portRenderer) endpoint(ep netip.AddrPort) {
+func (w *portRenderer) endpoint(e model.Endpoint) {
+	ep := e.AddrPort
 	chain := endpointChain(w.Name, ep)
 	if w.out.chains[ruleset.ChainKey{Table: ruleset.NAT, Name: chain}] != nil {
 		return // it serves both policies
 	}
 	w.add(chain, spec{src: host(ep.Addr()), comment: w.name}.jump(nat.MarkMasq))
+	if w.MasqueradeNeighbours && e.Local {
+		for _, s := range w.fromPods(spec{comment: w.name + " on this node"}) {
+			w.add(chain, s.jump(nat.MarkMasq))
+		}
+	}
 	translate := spec{proto: w.proto, comment: w.name, more: "-m " + w.proto + " "}
 	if w.AffinityTimeout > 0 {
 		translate.more = w.recent(chain, "--set") + translate.more

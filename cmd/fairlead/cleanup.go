@@ -11,6 +11,7 @@ import (
 
 	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
+	"fairlead/nat/sysctl"
 	"fairlead/proxier/model"
 )
 
@@ -37,6 +38,8 @@ its rules again.`,
 // cleanup removes what is ours from wherever it may be. One failure does not
 // keep it from the rest.
 func cleanup(ctx context.Context, cmd *cobra.Command) error {
+	// Before the rule goes that keeps neighbours from 127.0.0.1.
+	sysctl.Warn(ctx, sysctl.New("").ResetRouteLocalnet(ctx))
 	var errs []error
 	missing := 0
 	for _, v := range []ruleset.Variant{ruleset.NFT, ruleset.Legacy} {

@@ -18,6 +18,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"fairlead/iptables/ruleset"
+	"fairlead/nat/sysctl"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 	"fairlead/proxier/source"
@@ -42,6 +43,7 @@ type options struct {
 	masqueradeAll                 bool
 	masqueradeBit                 int
 	localhostNodePorts            bool
+	conntrack                     sysctl.ConntrackConfig
 	// changed tells whether a flag was given.
 	changed func(name string) bool
 }
@@ -73,6 +75,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.masqueradeAll, "masquerade-all", false, "Masquerade all traffic to cluster IPs.")
 	fs.BoolVar(&o.localhostNodePorts, "iptables-localhost-nodeports", true, "Let node ports answer on 127.0.0.1 too.")
 	fs.IntVar(&o.masqueradeBit, "iptables-masquerade-bit", 14, "Bit, 0 to 31, of the packet mark that asks for masquerading.")
+	conntrackFlags(fs, &o.conntrack)
 }
 
 // logFlags returns klog's flags that are useful in a container.
@@ -254,6 +257,8 @@ func (o *options) checkNumbers() error {
 		return fmt.Errorf("--iptables-sync-period %s must be above 0", o.syncPeriod)
 	case o.minSyncPeriod < 0:
 		return fmt.Errorf("--iptables-min-sync-period %s must not be below 0", o.minSyncPeriod)
+	case o.conntrack.MaxPerCore < 0 || o.conntrack.Min < 0:
+		return fmt.Errorf("--conntrack-max-per-core %d and --conntrack-min %d must not be below 0", o.conntrack.MaxPerCore, o.conntrack.Min)
 	case o.minSyncPeriod > o.syncPeriod:
 		return fmt.Errorf("--iptables-min-sync-period %s must not be above --iptables-sync-period %s", o.minSyncPeriod, o.syncPeriod)
 	}

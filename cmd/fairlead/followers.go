@@ -5,9 +5,11 @@ package main
 import (
 	"context"
 	"net/netip"
+	"slices"
 
 	"fairlead/iptables"
 	"fairlead/nat/conntrack"
+	"fairlead/nat/sysctl"
 	"fairlead/proxier"
 	"fairlead/proxier/health"
 	"fairlead/proxier/model"
@@ -47,8 +49,35 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 	} else {
 		w.table.SetNodeAddrs(d.Node.NodePorts.Addrs)
 	}
+	if !d.Prune { // a Service that could not be read is not gone
+		return nil
+	}
+	if d.Verify {
+		// A packet that was on its way while the rules changed may have begun a
+		// flow by the old ones after flows were looked at.
+		w.table.Recheck()
+	}
 	_, err := w.reconciler.Reconcile(ctx, w.table)
 	return err
+}
+
+// localnet lets node ports answer on 127.0.0.1, once the first sync has put the
+// rule in place that keeps the neighbours away (CVE-2020-8558).
+type localnet struct {
+	settings *sysctl.Settings
+	done     bool
+}
+
+var _ proxier.Follower = (*localnet)(nil)
+
+// Follow implements proxier.Follower.
+func (l *localnet) Follow(ctx context.Context, d proxier.Desired) error {
+	onLoopback := d.Node.NodePorts.All || slices.ContainsFunc(d.Node.NodePorts.Addrs, netip.Addr.IsLoopback)
+	if !l.done && onLoopback {
+		l.done = true
+		sysctl.Warn(ctx, l.settings.SetRouteLocalnet(ctx))
+	}
+	return nil
 }
 
 // healthChecks answers on the health check node ports of one family.

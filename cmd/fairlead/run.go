@@ -17,6 +17,7 @@ import (
 	"fairlead/nat"
 	"fairlead/nat/conntrack"
 	"fairlead/nat/nodeaddr"
+	"fairlead/nat/sysctl"
 	"fairlead/proxier"
 	"fairlead/proxier/health"
 	"fairlead/proxier/model"
@@ -56,6 +57,9 @@ func run(ctx context.Context, cfg *config) error {
 	setAddrs := func(a []netip.Addr) { tracker.Update(model.Changes{NodeAddrs: &model.NodeAddrs{Addrs: a}}) }
 	setAddrs(addrs)
 
+	settings := sysctl.New("")
+	prepareKernel(ctx, settings, cfg.conntrack, node.families)
+
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nodeaddr.Watch(ctx, setAddrs) })
 	g.Go(func() error { return src.Run(ctx, tracker) })
@@ -63,11 +67,14 @@ func run(ctx context.Context, cfg *config) error {
 	for _, f := range node.families {
 		checks := newHealthChecks(f, state)
 		g.Go(func() error { return checks.ports.Run(ctx) })
-		mode := newMode(cfg, node, f, modeMetrics)
+		mode := newMode(ctx, cfg, node, settings, f, modeMetrics)
+		followers := []proxier.Follower{newFlows(f, mode, flowMetrics), checks}
+		if f == model.IPv4 && cfg.localhostNodePorts {
+			followers = append(followers, &localnet{settings: settings})
+		}
 		loop := proxier.NewLoop(proxier.LoopConfig{
-			Family: f, Mode: mode, Tracker: tracker,
-			Followers: []proxier.Follower{newFlows(f, mode, flowMetrics), checks},
-			Health:    state, Metrics: metrics, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts,
+			Family: f, Mode: mode, Followers: followers, Tracker: tracker,
+			Health: state, Metrics: metrics, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts,
 			MinSyncPeriod: cfg.minSyncPeriod, SyncPeriod: cfg.syncPeriod,
 		})
 		g.Go(func() error { return loop.Run(ctx) })
@@ -107,7 +114,7 @@ func newSource(cfg *config, reg prometheus.Registerer) (source.Source, error) {
 }
 
 // newMode returns the mode for one family.
-func newMode(cfg *config, node *nodeKernel, f model.Family, metrics *iptables.Metrics) *iptables.Mode {
+func newMode(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings, f model.Family, metrics *iptables.Metrics) *iptables.Mode {
 	rules := iptables.RenderConfig{
 		Family:             f,
 		PodCIDRs:           cfg.clusterCIDRs[f],
@@ -117,6 +124,7 @@ func newMode(cfg *config, node *nodeKernel, f model.Family, metrics *iptables.Me
 		MasqueradeBit:      cfg.masqueradeBit,
 		LocalhostNodePorts: cfg.localhostNodePorts,
 	}
+	adaptTo(ctx, settings, &rules)
 	engine := node.engine(node.commands[f], rules)
 	engine.Stage(nat.Chains(cfg.masqueradeBit))
 	return iptables.New(rules, engine, metrics)
