@@ -16,7 +16,7 @@ UNIT     := ./cmd/... ./internal/... ./iptables/... ./nat/... ./proxier/...
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 .PHONY: deps
 deps: ## Install the Debian packages that demo and tests need (root)
@@ -54,6 +54,11 @@ lint: ## Check formatting, vet, and shell scripts
 .PHONY: golden
 golden: ## Rewrite the golden files from what the code does now
 	go test ./iptables -update
+
+.PHONY: suite-reference
+suite-reference: tools ## Record from kube-proxy what e2e/suite expects (root)
+	@$(MAKE) --no-print-directory -C e2e/tools kube-proxy
+	go test ./e2e/suite -count 1 -run '^TestKernelSuite$$' -timeout 20m -record
 
 .PHONY: bench
 bench: ## Run the micro-benchmarks

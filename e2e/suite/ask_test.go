@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package suite
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"fairlead/e2e/lab"
+)
+
+const (
+	// atOnce is how many cells are asked at the same time. Most of those that
+	// take long wait for a timeout.
+	atOnce = 40
+	// enoughRefusals end a cell: what refuses has nothing else to choose.
+	enoughRefusals = 6
+	// httpTimeout is like that of a probe.
+	httpTimeout = 900 * time.Millisecond
+)
+
+// askAll asks every cell of a scenario and returns the outcomes by cell. Cells
+// that could disturb each other are asked one after the other.
+func askAll(ctx context.Context, topo *topology, s scenario) (outcomes, error) {
+	var mu sync.Mutex
+	out := outcomes{}
+	seen := map[string]bool{}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	for _, lane := range s.lanes() {
+		g.Go(func() error {
+			for _, c := range lane {
+				outcome, servers := ask(ctx, topo, s, c)
+				mu.Lock()
+				out[c] = outcome
+				for _, server := range servers {
+					seen[server] = true
+				}
+				mu.Unlock()
+			}
+			return ctx.Err()
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	if s.sticky {
+		out[together] = strings.Join(slices.Sorted(maps.Keys(seen)), ", ")
+	}
+	return out, nil
+}
+
+// together stands for all cells of a sticky scenario: its outcome is who
+// answered any of them. Clients stay with their endpoints, but not all with the
+// same.
+var together = cell{place: place{target: "all"}, from: "all"}
+
+// lanes groups the cells that have to be asked one after the other: of a sticky
+// scenario, those whose first connections would race for the choice of the
+// endpoint.
+func (s scenario) lanes() [][]cell {
+	type client struct {
+		from string
+		flow flow
+	}
+	index := map[client]int{}
+	var out [][]cell
+	for _, c := range s.cells() {
+		if !s.sticky {
+			out = append(out, []cell{c})
+			continue
+		}
+		k := client{c.from, c.flow}
+		i, ok := index[k]
+		if !ok {
+			i = len(out)
+			index[k], out = i, append(out, nil)
+		}
+		out[i] = append(out[i], c)
+	}
+	return out
+}
+
+// ask asks one cell, and returns its outcome in words and who answered.
+func ask(ctx context.Context, topo *topology, s scenario, c cell) (outcome string, servers []string) {
+	if c.place.target == toHealthCheck {
+		return askHealth(ctx, topo.hosts[c.from], c.place.addr(topo, c.flow.family)), nil
+	}
+	p := lab.Probe{From: topo.hosts[c.from], Network: c.flow.network, To: c.place.addr(topo, c.flow.family)}
+	t := tally{answers: map[answer]int{}}
+	left := s.requests()
+	for ; left > 0 && t.timeouts == 0 && t.refusals < enoughRefusals; left-- {
+		t.add(topo, p.Once(ctx))
+	}
+	if t.timeouts > 0 {
+		for _, r := range atTheSameTime(ctx, p, left) {
+			t.add(topo, r)
+		}
+	}
+	return t.outcome(s.sticky), t.servers()
+}
+
+// atTheSameTime makes n requests for the price of one timeout: it may be that
+// only one endpoint's answers get lost.
+func atTheSameTime(ctx context.Context, p lab.Probe, n int) []lab.Result {
+	results := make([]lab.Result, n)
+	var wg sync.WaitGroup
+	for i := range results {
+		wg.Go(func() { results[i] = p.Once(ctx) })
+	}
+	wg.Wait()
+	return results
+}
+
+// answer is who answered, and whom it saw.
+type answer struct{ server, saw string }
+
+// tally is what several requests of one cell came to.
+type tally struct {
+	answers            map[answer]int
+	refusals, timeouts int
+	failures           []string
+}
+
+func (t *tally) add(topo *topology, r lab.Result) {
+	switch r.Outcome {
+	case lab.Answered:
+		saw := "own" // the address that the client has itself
+		if r.Source.Addr() != r.Local.Addr() {
+			saw = topo.name(r.Source.Addr())
+		}
+		t.answers[answer{r.Server, saw}]++
+	case lab.Refused:
+		t.refusals++
+	case lab.TimedOut:
+		t.timeouts++
+	default:
+		t.failures = append(t.failures, reason(r.Err))
+	}
+}
+
+// reason is what does not change with the port of a client.
+func reason(err error) string {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno.Error()
+	}
+	return err.Error()
+}
+
+func (t *tally) servers() []string {
+	var out []string
+	for a := range t.answers {
+		out = append(out, a.server)
+	}
+	return out
+}
+
+// outcome is the tally without counts, so that it is the same every time.
+func (t *tally) outcome(sticky bool) string {
+	var parts []string
+	for a := range t.answers {
+		server := a.server
+		if sticky && len(t.answers) == 1 && server != outside {
+			server = "one endpoint"
+		}
+		parts = append(parts, server+" saw "+a.saw)
+	}
+	if t.refusals > 0 {
+		parts = append(parts, "refused")
+	}
+	if t.timeouts > 0 {
+		parts = append(parts, "dropped")
+	}
+	for _, f := range t.failures {
+		parts = append(parts, "failed: "+f)
+	}
+	slices.Sort(parts)
+	return strings.Join(slices.Compact(parts), ", ")
+}
+
+// askHealth asks a health check port and returns what of the answer counts.
+func askHealth(ctx context.Context, from *lab.NS, at netip.AddrPort) string {
+	resp, body, err := get(ctx, from, at)
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
+		return "refused"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "dropped"
+	case err != nil:
+		return "failed: " + reason(err)
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, body); err != nil {
+		return fmt.Sprintf("failed: %v in %q", err, body)
+	}
+	return fmt.Sprintf("%d, %s, %s, weight %s, %s", resp.StatusCode,
+		resp.Header.Get("Content-Type"), resp.Header.Get("X-Content-Type-Options"),
+		resp.Header.Get("X-Load-Balancing-Endpoint-Weight"), &compact)
+}
+
+// get fetches a page from a namespace. A timeout is a context.DeadlineExceeded.
+func get(ctx context.Context, from *lab.NS, at netip.AddrPort) (*http.Response, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, httpTimeout)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return from.Dial(ctx, network, addr)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+"/", nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp, body, err
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package suite
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"fairlead/proxier/model"
+)
+
+// exception is a set of cells that do not have the recorded outcome. A field
+// that is empty matches everything.
+type exception struct {
+	scenario string
+	target   target
+	// from is the beginning of who asks.
+	from   string
+	spot   spot
+	family model.Family
+	// want is what Fairlead does instead; empty for what is pending.
+	want string
+	// row is the first column of the row of docs/differences.md that says why.
+	row string
+}
+
+// differences are where Fairlead is not to do as kube-proxy does.
+var differences = []exception{
+	{
+		scenario: "source-ranges-of-ipv4-alone", target: toLoadBalancer, family: model.IPv6,
+		want: "dropped", row: "Source ranges of one family",
+	},
+	{
+		scenario: "external-ip-of-load-balancer", target: toLoadBalancer, from: "node",
+		want: "dropped", row: "Source ranges and an external IP",
+	},
+	{
+		scenario: "external-ip-taken", target: toOtherClusterIP,
+		want: outside + " saw own", row: "External IPs",
+	},
+}
+
+// pending are what Fairlead cannot do yet. The list is to become empty.
+var pending = []exception{
+	{target: toNodePort, spot: onLo, family: model.IPv4}, // needs a setting of the kernel
+}
+
+// wholly matches the exceptions that are for all cells of a scenario.
+var wholly = cell{}
+
+// find returns the exception that a cell is under, nil if there is none.
+func find(list []exception, s scenario, c cell) *exception {
+	for i, e := range list {
+		if (e.scenario == "" || e.scenario == s.name) &&
+			(e.target == "" || e.target == c.place.target) &&
+			strings.HasPrefix(c.from, e.from) &&
+			(e.spot == "" || e.spot == c.place.spot) &&
+			(e.family == 0 || e.family == c.flow.family) {
+			return &list[i]
+		}
+	}
+	return nil
+}
+
+// TestDifferences: every difference is one, and documented, and every exception
+// is of something.
+func TestDifferences(t *testing.T) {
+	if *record {
+		return // the reference is about to be written
+	}
+	ref, err := readReference()
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("../../docs/differences.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[*exception]bool{}
+	for _, s := range scenarios {
+		for _, c := range s.keys() {
+			used[find(pending, s, c)] = true
+			d := find(differences, s, c)
+			if used[d] = true; d != nil && d.want == ref.scenarios[s.name][c] {
+				t.Errorf("%s: %s: kube-proxy does that, too: %s", s.name, c, d.want)
+			}
+		}
+	}
+	for _, list := range [][]exception{differences, pending} {
+		for i := range list {
+			if !used[&list[i]] {
+				t.Errorf("no cell for %+v", list[i])
+			}
+		}
+	}
+	for _, d := range differences {
+		if d.row == "" || !strings.Contains(string(doc), "\n| "+d.row+" |") {
+			t.Errorf("docs/differences.md has no row %q", d.row)
+		}
+	}
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package suite
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"fairlead/e2e/lab"
+	"fairlead/proxier/model"
+)
+
+// subject is a proxy and a mode of it.
+type subject interface {
+	// name is that of the subtest.
+	name() string
+	// supported tells why this machine cannot run it; the error then wraps
+	// lab.ErrNotSupported.
+	supported(ctx context.Context) error
+	// feed makes what its proxies get their objects from.
+	feed(ctx context.Context, topo *topology) (feed, error)
+	// command is the proxy for a node, which gets its objects from f.
+	command(ctx context.Context, node *lab.Node, f feed) *exec.Cmd
+}
+
+// subjects are what has to behave as the reference does.
+func subjects() []subject {
+	return []subject{
+		fairlead{mode: "iptables", variant: lab.NFT},
+		fairlead{mode: "iptables", variant: lab.Legacy},
+	}
+}
+
+// fairlead is the agent of this tree.
+type fairlead struct {
+	mode    string
+	variant lab.Variant
+}
+
+var _ subject = fairlead{}
+
+func (s fairlead) name() string { return s.mode + "-" + string(s.variant) }
+
+func (s fairlead) supported(ctx context.Context) error { return lab.VariantSupported(ctx, s.variant) }
+
+func (s fairlead) feed(context.Context, *topology) (feed, error) { return newDirectory() }
+
+func (s fairlead) command(ctx context.Context, node *lab.Node, f feed) *exec.Cmd {
+	return node.Command(ctx, binary, "-v=2",
+		"--proxy-mode", s.mode, "--iptables-variant", string(s.variant),
+		"--hostname-override", node.Label, "--cluster-cidr", clusterCIDR,
+		"--service-cidrs", serviceCIDRs, "--manifests", string(f.(directory)))
+}
+
+// kubeProxy is the reference. It takes the variant of iptables that it finds
+// first.
+type kubeProxy struct {
+	binary  string
+	variant lab.Variant
+	// tools is a directory with that variant's commands under their plain names.
+	tools string
+}
+
+var _ subject = kubeProxy{}
+
+// newKubeProxy makes dir the directory of commands.
+func newKubeProxy(binary, dir string, v lab.Variant) (kubeProxy, error) {
+	for _, f := range model.Families() {
+		for _, suffix := range []string{"", "-save", "-restore"} {
+			tool, err := exec.LookPath(v.Tool(f, suffix))
+			if err != nil {
+				return kubeProxy{}, err
+			}
+			plain := strings.Replace(filepath.Base(tool), "-"+string(v), "", 1)
+			if err := os.Symlink(tool, filepath.Join(dir, plain)); err != nil {
+				return kubeProxy{}, err
+			}
+		}
+	}
+	return kubeProxy{binary: binary, variant: v, tools: dir}, nil
+}
+
+func (s kubeProxy) name() string { return string(s.variant) }
+
+func (s kubeProxy) supported(ctx context.Context) error { return lab.VariantSupported(ctx, s.variant) }
+
+func (s kubeProxy) feed(ctx context.Context, topo *topology) (feed, error) {
+	return newAPIServer(ctx, topo.lab)
+}
+
+func (s kubeProxy) command(ctx context.Context, node *lab.Node, f feed) *exec.Cmd {
+	cmd := node.Command(ctx, s.binary, "-v=2",
+		"--proxy-mode=iptables", "--hostname-override="+node.Label, "--cluster-cidr="+clusterCIDR,
+		"--kubeconfig="+f.(*apiServer).Kubeconfig(),
+		"--iptables-min-sync-period=50ms",
+		// Limits of the machine's kernel are not for a lab to change.
+		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
+		"--oom-score-adj=0")
+	cmd.Env = append(os.Environ(), "PATH="+s.tools+":"+os.Getenv("PATH"))
+	return cmd
+}
+
+// process is a proxy that runs.
+type process struct {
+	label string
+	cmd   *exec.Cmd
+	// log is what it printed; only once done is closed.
+	log  bytes.Buffer
+	done chan struct{}
+}
+
+// start starts a proxy from a thread that lives as long as it does: the kernel
+// kills it when the thread that started it ends.
+func start(label string, cmd *exec.Cmd) (*process, error) {
+	p := &process{label: label, cmd: cmd, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = &p.log, &p.log
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // cmd.ProcessState says how it ended
+			close(p.done)
+		}
+	}()
+	return p, <-started
+}
+
+// stop ends a proxy, which it may not have done by itself before.
+func (p *process) stop() error {
+	select {
+	case <-p.done:
+		return fmt.Errorf("the proxy on %s ended by itself (%s)", p.label, p.cmd.ProcessState)
+	default:
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(10 * time.Second):
+		err := p.cmd.Process.Kill()
+		<-p.done
+		return errors.Join(fmt.Errorf("the proxy on %s did not end within 10 s of SIGTERM", p.label), err)
+	}
+}

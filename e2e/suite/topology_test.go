@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package suite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sync/errgroup"
+
+	"fairlead/e2e/lab"
+	"fairlead/proxier/model"
+)
+
+// The ports of every Service and endpoint of the suite. TCP and UDP share them.
+const (
+	servicePort = 80
+	// otherPort is one that the Service "web" does not have.
+	otherPort       = 81
+	targetPort      = 8080
+	nodePortNumber  = 30080
+	healthCheckPort = 30090
+
+	clusterCIDR  = "10.244.0.0/16,fd00:10:244::/48"
+	serviceCIDRs = "10.96.0.0/16,fd00:10:96::/112"
+	podsPerNode  = 3
+	zoneLabel    = "topology.kubernetes.io/zone"
+)
+
+// outside is who answers what leaves a node untranslated.
+const outside = "outside"
+
+// The last parts of virtual IPs: cluster IPs and external ones are numbered the
+// same way in both families.
+const (
+	webHost    = 10
+	thiefHost  = 11
+	markerHost = 30
+	idleHost   = 40 // and the next
+	publicHost = 20 // an external IP; load balancers have that of their Service
+)
+
+// clusterAddr is the cluster IP of that number, publicAddr an address outside
+// of all networks of the lab.
+func clusterAddr(f model.Family, host int) netip.Addr {
+	return numbered(f, "10.96.0.%d", "fd00:10:96::%d", host)
+}
+func publicAddr(f model.Family, host int) netip.Addr {
+	return numbered(f, "203.0.113.%d", "2001:db8:f::%d", host)
+}
+
+func numbered(f model.Family, v4, v6 string, host int) netip.Addr {
+	if f == model.IPv4 {
+		return netip.MustParseAddr(fmt.Sprintf(v4, host))
+	}
+	return netip.MustParseAddr(fmt.Sprintf(v6, host))
+}
+
+// topology is a lab with everything that answers in it. The client reaches
+// virtual IPs by node-1.
+type topology struct {
+	lab *lab.Lab
+	// hosts are the nodes, their pods and the client by label.
+	hosts map[string]*lab.NS
+	// names tell what endpoints can see: the addresses in symbolic terms.
+	names map[netip.Addr]string
+}
+
+// newTopology builds the lab: echo servers on the target port of each pod and
+// each node, and outside on the addresses of the Services.
+func newTopology(ctx context.Context) (*topology, error) {
+	l, err := lab.New(ctx, lab.Config{Nodes: 2, Pods: podsPerNode, ClientRoutes: []netip.Prefix{
+		netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112"),
+		netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8:f::/64"),
+	}})
+	if err != nil {
+		return nil, err
+	}
+	topo := &topology{lab: l, hosts: map[string]*lab.NS{l.Client.Label: l.Client}, names: map[netip.Addr]string{}}
+	if err := topo.furnish(ctx); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return topo, nil
+}
+
+func (topo *topology) furnish(ctx context.Context) error {
+	for _, n := range topo.lab.Nodes {
+		if err := topo.furnishNode(ctx, n); err != nil {
+			return err
+		}
+	}
+	var addrs []netip.Addr
+	for _, f := range model.Families() {
+		topo.names[topo.lab.Client.Addr(f)] = topo.lab.Client.Label
+		addrs = append(addrs, clusterAddr(f, webHost), publicAddr(f, webHost), publicAddr(f, publicHost),
+			clusterAddr(f, markerHost), clusterAddr(f, idleHost), clusterAddr(f, idleHost+1))
+	}
+	return topo.lab.AddOutside(ctx, outside, addrs, servicePort, otherPort)
+}
+
+func (topo *topology) furnishNode(ctx context.Context, n *lab.Node) error {
+	topo.hosts[n.Label] = n.NS
+	for _, f := range model.Families() {
+		topo.names[n.Addr(f)] = n.Label
+		topo.names[bridgeAddr(n, f)] = n.Label + " bridge"
+		// The client would ask its gateway for the pods of a node, too.
+		if err := topo.lab.RouteClient(n, n.PodCIDR(f)); err != nil {
+			return err
+		}
+		// On one address, as the answer of a UDP server on all may come from
+		// another one than was asked.
+		if _, err := n.Echo(ctx, n.Label, netip.AddrPortFrom(n.Addr(f), targetPort)); err != nil {
+			return err
+		}
+	}
+	for _, pod := range n.Pods {
+		topo.hosts[pod.Label] = pod
+		for _, f := range model.Families() {
+			topo.names[pod.Addr(f)] = pod.Label
+		}
+		if _, err := pod.EchoPort(ctx, targetPort); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bridgeAddr is the node's address towards its pods.
+func bridgeAddr(n *lab.Node, f model.Family) netip.Addr { return n.PodCIDR(f).Addr().Next() }
+
+// name returns an address in symbolic terms.
+func (topo *topology) name(a netip.Addr) string {
+	if name, ok := topo.names[a]; ok {
+		return name
+	}
+	return a.String()
+}
+
+// nodeOf returns the name of the node that a pod or a node itself is on.
+func nodeOf(label string) string { return label[:len("node-1")] }
+
+// zoneOf returns the zone of a node: zone-1, zone-2.
+func zoneOf(node string) string { return "zone" + node[len("node"):] }
+
+// forget makes all nodes forget their connections.
+func (topo *topology) forget() error {
+	var errs []error
+	for _, n := range topo.lab.Nodes {
+		errs = append(errs, n.FlushConntrack())
+	}
+	return errors.Join(errs...)
+}
+
+// onNodes calls fn for each family on each node, all at once.
+func (topo *topology) onNodes(ctx context.Context, fn func(ctx context.Context, n *lab.Node, f model.Family) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, n := range topo.lab.Nodes {
+		for _, f := range model.Families() {
+			g.Go(func() error { return fn(ctx, n, f) })
+		}
+	}
+	return g.Wait()
+}
