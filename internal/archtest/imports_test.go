@@ -66,6 +66,8 @@ var rules = []rule{
 		in: []string{"nat"}, ours: []string{"iptables/ruleset"}},
 	{name: "what follows the rules knows the model, and nothing else of ours",
 		in: []string{"nat/conntrack", "nat/sysctl"}, ours: []string{"proxier/model"}},
+	{name: "nat/ipset knows sets, and nothing else of ours",
+		in: []string{"nat/ipset/..."}, ours: []string{"nat/ipset/..."}},
 	{name: "iptables mode stands on the brain, the engine and nat",
 		in: []string{"iptables"}, ours: []string{"iptables/ruleset", "nat", "proxier", "proxier/model"}},
 	{name: "only the command knows more than one mode",

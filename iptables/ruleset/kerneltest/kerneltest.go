@@ -130,6 +130,21 @@ func (h *Host) Do(name string, args ...string) {
 	}
 }
 
+// Enter runs fn with its thread inside the namespace. Goroutines that fn starts
+// are not.
+func (h *Host) Enter(fn func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlock it: the thread ends here
+		err := netns.Set(h.ns)
+		if err == nil {
+			err = fn()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
 // Save returns what the setup's save command prints, without comment lines,
 // counters, and tables that hold nothing.
 func (h *Host) Save(s Setup) ruleset.Dump {
