@@ -41,7 +41,7 @@ func newPipeline(t testing.TB, f model.Family) *pipeline {
 		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution(cfg)},
 	})
 	engine.Stage(nat.Chains(14))
-	p.mode = iptables.New(cfg, engine, nil)
+	p.mode = iptables.New(cfg, engine, nil, nil)
 	return p
 }
 

@@ -16,7 +16,7 @@ func TestUDPDestination(t *testing.T) {
 	dns := portName("kube-system", "kube-dns", "dns", model.UDP)
 	web := portName("shop", "web", "http", model.TCP)
 	rendered := func(cfg RenderConfig, p *model.ServicePort, k ruleset.ChainKey) ruleset.Rule {
-		return newRenderer(cfg).port(p).shared[k][0]
+		return newRenderer(cfg).port(p, nil).shared[k][0]
 	}
 	four := with(port(dns, "10.96.0.53", 53, "10.244.0.3:53"), nodePort)
 	six := port(dns, "fd00:96::b", 53, "[fd00:244::1]:53")

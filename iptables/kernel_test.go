@@ -33,7 +33,12 @@ func onKernel(t *testing.T, f model.Family, test func(t *testing.T, s kerneltest
 
 func kernelAgent(t *testing.T, s kerneltest.Setup, h *kerneltest.Host, cfg RenderConfig) *agent {
 	t.Helper()
-	return newAgent(t, h, s.Commands(), s.Variant, cfg)
+	return newAgent(t, h, s.Commands(), s.Variant, cfg, nil)
+}
+
+func kernelAgentWithSets(t *testing.T, s kerneltest.Setup, h *kerneltest.Host, cfg RenderConfig) *agent {
+	t.Helper()
+	return newAgent(t, h, s.Commands(), s.Variant, cfg, setsIn(h, s))
 }
 
 // ordered returns a dump with its tables and chains sorted, which the commands
@@ -49,10 +54,17 @@ func ordered(d ruleset.Dump) ruleset.Dump {
 // checkStable checks that a restart and a check of everything write nothing.
 func checkStable(t *testing.T, s kerneltest.Setup, h *kerneltest.Host, cfg RenderConfig, ports ...*model.ServicePort) {
 	t.Helper()
+	checkStableAgent(t, h, kernelAgent(t, s, h, cfg), ports...)
+}
+
+func checkStableAgent(t *testing.T, h *kerneltest.Host, a *agent, ports ...*model.ServicePort) {
+	t.Helper()
 	n := h.Restores()
-	a := kernelAgent(t, s, h, cfg)
-	a.sync(ports...)
-	a.sync(ports...)
+	for range 2 {
+		if r := a.sync(ports...); r.Written > 0 {
+			t.Errorf("after a restart, %d objects were written, want none", r.Written)
+		}
+	}
 	if got := h.Restores() - n; got > 0 {
 		t.Errorf("a restart ran %d restores, want none: the rules are not in the form in which they are printed", got)
 	}
@@ -84,12 +96,16 @@ func TestKernelGolden(t *testing.T) {
 			}
 			want := ordered(golden).String()
 			onKernel(t, tt.cfg.Family, func(t *testing.T, s kerneltest.Setup, h *kerneltest.Host) {
-				a := kernelAgent(t, s, h, tt.cfg)
+				start := kernelAgent
+				if tt.sets() {
+					start = kernelAgentWithSets
+				}
+				a := start(t, s, h, tt.cfg)
 				a.sync(tt.ports...)
 				if diff := gocmp.Diff(want, ordered(h.Save(s)).String()); diff != "" {
 					t.Errorf("%s (-golden +kernel):\n%s", s.Commands().Save, diff)
 				}
-				checkStable(t, s, h, tt.cfg, tt.ports...)
+				checkStableAgent(t, h, start(t, s, h, tt.cfg), tt.ports...)
 				checkClean(t, a, s, h, "")
 			})
 		})

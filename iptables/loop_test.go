@@ -4,6 +4,7 @@ package iptables_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -20,6 +21,7 @@ import (
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/fake"
 	"fairlead/nat"
+	fakeset "fairlead/nat/ipset/fake"
 	"fairlead/proxier"
 	"fairlead/proxier/health"
 	"fairlead/proxier/model"
@@ -29,6 +31,7 @@ import (
 // cmd/fairlead wires them, on a kernel in memory.
 type node struct {
 	kernel  *fake.Kernel
+	sets    *fakeset.Sets
 	tracker *proxier.Tracker
 	loop    *proxier.Loop
 }
@@ -41,7 +44,9 @@ func newNode(t *testing.T, f model.Family) *node {
 		t.Fatal(err)
 	}
 	metrics := proxier.NewMetrics(reg, []model.Family{f})
-	n := &node{kernel: &fake.Kernel{}}
+	n := &node{kernel: &fake.Kernel{}, sets: &fakeset.Sets{}}
+	n.kernel.Refuse = func(_ ruleset.ChainKey, r ruleset.Rule) bool { return n.sets.Missing(string(r)) }
+	n.sets.Rules = n.kernel.Save
 	n.tracker = proxier.NewTracker(proxier.TrackerConfig{Families: []model.Family{f}, Health: state, Metrics: metrics})
 	rules := iptables.RenderConfig{Family: f, MasqueradeBit: 14, LocalhostNodePorts: true}
 	engine := ruleset.NewEngine(ruleset.Config{
@@ -51,7 +56,7 @@ func newNode(t *testing.T, f model.Family) *node {
 	})
 	engine.Stage(nat.Chains(14))
 	n.loop = proxier.NewLoop(proxier.LoopConfig{
-		Family: f, Mode: iptables.New(rules, engine, nil),
+		Family: f, Mode: iptables.New(rules, engine, n.sets, nil),
 		Tracker: n.tracker, Health: state, Metrics: metrics, NodeName: "node-1", SyncPeriod: 30 * time.Second,
 	})
 	return n
@@ -78,6 +83,12 @@ func TestIncrementalEqualsFull(t *testing.T) {
 			}
 			return fake.NoFault
 		}
+		n.sets.Fault = func(string, string) error {
+			if faulty.Load() && faults.IntN(5) == 0 {
+				return errors.New("injected failure")
+			}
+			return nil
+		}
 		go n.loop.Run(ctx)
 		w := newWorld(rnd)
 		n.tracker.Update(model.Changes{Status: &model.SourceStatus{Listed: true, Complete: true}})
@@ -90,16 +101,20 @@ func TestIncrementalEqualsFull(t *testing.T) {
 			faulty.Store(false)
 			time.Sleep(2 * time.Minute) // past every backoff and a periodic check
 			synctest.Wait()
-			if diff := cmp.Diff(fullSync(t, w), n.kernel.Save()); diff != "" {
+			full := fullSync(t, w)
+			if diff := cmp.Diff(full.kernel.Save(), n.kernel.Save()); diff != "" {
 				t.Fatalf("seed %d, after step %d (-full +incremental):\n%s", seed, step, diff)
+			}
+			if diff := cmp.Diff(full.sets.Names(), n.sets.Names()); diff != "" {
+				t.Fatalf("seed %d, sets after step %d (-full +incremental):\n%s", seed, step, diff)
 			}
 			faulty.Store(true)
 		}
 	})
 }
 
-// fullSync returns the rules of a new agent that sees the world once.
-func fullSync(t *testing.T, w *world) string {
+// fullSync returns a new agent that has seen the world once.
+func fullSync(t *testing.T, w *world) *node {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	n := newNode(t, model.IPv4)
@@ -112,7 +127,7 @@ func fullSync(t *testing.T, w *world) string {
 	synctest.Wait()
 	cancel()
 	<-done
-	return n.kernel.Save()
+	return n
 }
 
 // world is a small cluster that changes at random.
@@ -176,7 +191,10 @@ func (w *world) service(key model.ObjectKey) *model.Service {
 		return nil
 	}
 	ip := netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + w.rnd.IntN(200))})
-	return &model.Service{Key: key, ClusterIPs: []netip.Addr{ip}, Ports: w.ports(false)}
+	return &model.Service{
+		Key: key, ClusterIPs: []netip.Addr{ip}, Ports: w.ports(false),
+		AffinityTimeout: time.Duration(w.rnd.IntN(3)) * time.Hour,
+	}
 }
 
 func (w *world) slice(key model.ObjectKey) *model.EndpointSlice {

@@ -32,6 +32,7 @@ type Mode struct {
 	// ports are the rules of every port in the last snapshot rendered. Of
 	// their chains only the names are kept: the engine has the rules.
 	ports map[model.ServicePortName]portRules
+	sets  clientSets
 	// node is that of the last Sync.
 	node proxier.NodeState
 	// started is set once the fixed chains are staged.
@@ -43,11 +44,12 @@ type Mode struct {
 var _ proxier.Mode = (*Mode)(nil)
 
 // New returns a Mode that writes through engine, which must have been made
-// with Contribution and with nat's.
-func New(cfg RenderConfig, engine *ruleset.Engine, metrics *Metrics) *Mode {
+// with Contribution and with nat's. Without sets, session affinity knows 100
+// clients for each endpoint.
+func New(cfg RenderConfig, engine *ruleset.Engine, sets Sets, metrics *Metrics) *Mode {
 	return &Mode{
 		render: newRenderer(cfg), engine: engine, metrics: metrics,
-		ports: map[model.ServicePortName]portRules{},
+		ports: map[model.ServicePortName]portRules{}, sets: newClientSets(sets),
 	}
 }
 
@@ -55,10 +57,17 @@ func New(cfg RenderConfig, engine *ruleset.Engine, metrics *Metrics) *Mode {
 func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, error) {
 	start := time.Now()
 	m.adopt(ctx)
-	m.engine.Stage(m.stage(d))
+	m.sets.made = 0
+	m.engine.Stage(m.stage(d)) // the sets are there before the rules that name them
 	res, err := m.engine.Apply(ctx, ruleset.Options{Prune: d.Prune, Verify: d.Verify})
+	if err == nil && d.Prune {
+		m.sets.destroy()
+	}
 	m.metrics.applied(m.render.Family, m.engine, res, time.Since(start))
-	return report(res), err
+	out := report(res)
+	out.Written += m.sets.made
+	out.Refused = append(out.Refused, m.sets.report()...)
+	return out, err
 }
 
 // stage renders what changed into the chains to hand to the engine.
@@ -72,14 +81,25 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 		}
 		m.started = true
 	}
+	again := m.checkSets(d)
 	m.stageNode(d, staged, stale)
-	for _, name := range d.Changed {
+	for _, name := range append(again, d.Changed...) {
 		m.stagePort(name, d.Snapshot.Get(name), staged, stale)
 	}
 	if len(stale) > 0 {
 		m.stageShared(staged, stale)
 	}
 	return staged
+}
+
+// checkSets reads what sets there are, where that is not known or is to be
+// verified, and returns the ports that are without some of theirs.
+func (m *Mode) checkSets(d proxier.Desired) []model.ServicePortName {
+	if m.sets.listed && !d.Verify {
+		return nil
+	}
+	m.sets.list(m.ports)
+	return m.sets.lacking(m.ports)
 }
 
 // stageNode renders what depends on the node, where that has changed.
@@ -111,8 +131,9 @@ func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, st
 	old := m.ports[name]
 	var now portRules
 	if port != nil {
-		now = m.render.port(port)
+		now = m.render.port(port, m.sets.ensure(port))
 	}
+	m.sets.leave(old.sets, now.sets)
 	for key := range old.chains {
 		if _, still := now.chains[key]; !still {
 			staged[key] = nil
@@ -129,6 +150,7 @@ func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, st
 	}
 	if port == nil {
 		delete(m.ports, name)
+		delete(m.sets.refused, name)
 	} else {
 		m.ports[name] = now
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"time"
 
 	"fairlead/iptables/ruleset"
 	"fairlead/nat"
@@ -71,6 +72,8 @@ type portRules struct {
 	chains map[ruleset.ChainKey]*ruleset.Chain
 	// shared are its rules in chains that all Services share.
 	shared map[ruleset.ChainKey][]ruleset.Rule
+	// sets are the sets of client addresses that the chains name.
+	sets map[string]bool
 }
 
 // The chains that Services share.
@@ -97,13 +100,16 @@ type portRenderer struct {
 	out         portRules
 }
 
-// port renders one port of a Service.
-func (r renderer) port(p *model.ServicePort) portRules {
+// port renders one port of a Service. For session affinity, an endpoint whose
+// chain is among sets remembers its clients in the set of that name, any other
+// in a list of xt_recent, which has room for 100.
+func (r renderer) port(p *model.ServicePort, sets map[string]bool) portRules {
 	w := &portRenderer{
 		renderer: r, ServicePort: p, name: p.Name.String(), proto: p.Name.Protocol.Lower(),
 		out: portRules{
 			chains: make(map[ruleset.ChainKey]*ruleset.Chain, 1+len(p.Endpoints)),
 			shared: map[ruleset.ChainKey][]ruleset.Rule{},
+			sets:   sets,
 		},
 	}
 	w.unit = w.name + "/" + w.proto
@@ -183,8 +189,7 @@ func (w *portRenderer) choice(chain string, eps []model.Endpoint) {
 	if w.AffinityTimeout > 0 {
 		for _, ep := range eps {
 			target := endpointChain(w.Name, ep.AddrPort)
-			w.add(chain, spec{comment: w.toEndpoint(ep), more: w.recent(target, "--rcheck --seconds "+
-				strconv.Itoa(int(w.AffinityTimeout.Seconds()))+" --reap")}.jump(target))
+			w.add(chain, spec{comment: w.toEndpoint(ep), more: w.remembers(target)}.jump(target))
 		}
 	}
 	for i, ep := range eps {
@@ -217,10 +222,31 @@ func (w *portRenderer) endpoint(e model.Endpoint) {
 		}
 	}
 	translate := spec{proto: w.proto, comment: w.name, more: "-m " + w.proto + " "}
-	if w.AffinityTimeout > 0 {
+	if w.out.sets[chain] {
+		w.add(chain, spec{comment: w.name}.jump(addToSet(chain, w.AffinityTimeout)))
+	} else if w.AffinityTimeout > 0 {
 		translate.more = w.recent(chain, "--set") + translate.more
 	}
 	w.add(chain, translate.jump("DNAT --to-destination "+ep.String()))
+}
+
+// remembers matches the clients that an endpoint's chain remembers.
+func (w *portRenderer) remembers(chain string) string {
+	if w.out.sets[chain] {
+		return inSet(chain)
+	}
+	return w.recent(chain, "--rcheck --seconds "+seconds(w.AffinityTimeout)+" --reap")
+}
+
+func seconds(d time.Duration) string { return strconv.Itoa(int(d.Seconds())) }
+
+// inSet matches what comes from an address in a set.
+func inSet(set string) string { return "-m set --match-set " + set + " src " }
+
+// addToSet is the target that puts the source address into a set. An address
+// that is there has its time start anew.
+func addToSet(set string, timeout time.Duration) string {
+	return "SET --add-set " + set + " src --exist --timeout " + seconds(timeout)
 }
 
 // recent matches clients on the list of an endpoint's chain.

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,6 +20,7 @@ import (
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/fake"
 	"fairlead/nat"
+	fakeset "fairlead/nat/ipset/fake"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
@@ -54,19 +56,32 @@ type agent struct {
 	*Mode
 }
 
-func newAgent(t *testing.T, exec ruleset.Exec, cmds ruleset.Commands, v ruleset.Variant, cfg RenderConfig) *agent {
+func newAgent(t *testing.T, exec ruleset.Exec, cmds ruleset.Commands, v ruleset.Variant, cfg RenderConfig, sets Sets) *agent {
 	t.Helper()
 	engine := ruleset.NewEngine(ruleset.Config{
 		Exec: exec, Commands: cmds, Variant: v,
 		Contributions: []ruleset.Contribution{nat.Contribution(), Contribution(cfg)},
 	})
 	engine.Stage(nat.Chains(cfg.MasqueradeBit))
-	return &agent{t: t, exec: exec, Mode: New(cfg, engine, nil)}
+	return &agent{t: t, exec: exec, Mode: New(cfg, engine, sets, nil)}
 }
 
 func fakeAgent(t *testing.T, k *fake.Kernel, cfg RenderConfig) *agent {
 	t.Helper()
-	return newAgent(t, k, ruleset.Commands{Restore: "iptables-restore", Save: "iptables-save"}, ruleset.NFT, cfg)
+	return fakeAgentWithSets(t, k, nil, cfg)
+}
+
+func fakeAgentWithSets(t *testing.T, k *fake.Kernel, sets Sets, cfg RenderConfig) *agent {
+	t.Helper()
+	return newAgent(t, k, ruleset.Commands{Restore: "iptables-restore", Save: "iptables-save"}, ruleset.NFT, cfg, sets)
+}
+
+// fakeHost returns a kernel that has sets.
+func fakeHost() (*fake.Kernel, *fakeset.Sets) {
+	k, s := &fake.Kernel{}, &fakeset.Sets{}
+	k.Refuse = func(_ ruleset.ChainKey, r ruleset.Rule) bool { return s.Missing(string(r)) }
+	s.Rules = k.Save
+	return k, s
 }
 
 // sync hands over the whole of the ports, all as changed, and expects success.
@@ -108,6 +123,20 @@ type renderCase struct {
 	ports []*model.ServicePort
 }
 
+// agent returns an agent for the case on a kernel in memory, which has sets if
+// the case is about them.
+func (c renderCase) agent(t *testing.T) (*agent, *fake.Kernel) {
+	t.Helper()
+	k, sets := fakeHost()
+	if !c.sets() {
+		return fakeAgent(t, k, c.cfg), k
+	}
+	return fakeAgentWithSets(t, k, sets, c.cfg), k
+}
+
+// sets tells whether rules can use sets.
+func (c renderCase) sets() bool { return strings.HasPrefix(c.name, "sets-") }
+
 func renderCases() []renderCase {
 	web := portName("shop", "web", "http", model.TCP)
 	dns := portName("kube-system", "kube-dns", "dns", model.UDP)
@@ -145,8 +174,8 @@ func renderCases() []renderCase {
 func TestGolden(t *testing.T) {
 	for _, tt := range renderCases() {
 		t.Run(tt.name, func(t *testing.T) {
-			var k fake.Kernel
-			fakeAgent(t, &k, tt.cfg).sync(tt.ports...)
+			a, k := tt.agent(t)
+			a.sync(tt.ports...)
 			golden(t, tt.name, k.Save())
 		})
 	}
@@ -201,9 +230,13 @@ func TestRenderIsPure(t *testing.T) {
 		for i, p := range tt.ports {
 			before := *p
 			before.Endpoints = append([]model.Endpoint(nil), p.Endpoints...)
-			first := r.port(p)
-			r.port(tt.ports[(i+1)%len(tt.ports)])
-			if diff := cmp.Diff(first, r.port(p), cmp.AllowUnexported(portRules{})); diff != "" {
+			var sets map[string]bool
+			if tt.sets() {
+				sets = setsOf(p)
+			}
+			first := r.port(p, sets)
+			r.port(tt.ports[(i+1)%len(tt.ports)], nil)
+			if diff := cmp.Diff(first, r.port(p, sets), cmp.AllowUnexported(portRules{})); diff != "" {
 				t.Errorf("%s: %s rendered twice (-first +second):\n%s", tt.name, p.Name, diff)
 			}
 			if !p.Equal(&before) {
@@ -213,11 +246,20 @@ func TestRenderIsPure(t *testing.T) {
 	}
 }
 
+// setsOf returns the sets of all endpoints of a port.
+func setsOf(p *model.ServicePort) map[string]bool {
+	out := map[string]bool{}
+	for _, ep := range slices.Concat(p.Endpoints, p.LocalEndpoints) {
+		out[endpointChain(p.Name, ep.AddrPort)] = true
+	}
+	return out
+}
+
 // TestEndpointOrder: the rules choose among the endpoints in their order.
 func TestEndpointOrder(t *testing.T) {
 	name := portName("a", "b", "c", model.TCP)
 	eps := []string{"10.244.0.9:80", "10.244.0.1:80", "10.244.0.10:80", "10.244.0.2:80"}
-	rules := newRenderer(without(v4())).port(port(name, "10.96.0.1", 80, eps...))
+	rules := newRenderer(without(v4())).port(port(name, "10.96.0.1", 80, eps...), nil)
 	chain := rules.chains[ruleset.ChainKey{Table: ruleset.NAT, Name: serviceChain(name)}]
 	for i, ep := range eps {
 		if want := endpointChain(name, netip.MustParseAddrPort(ep)); chain.Rules[i].Target() != want {
@@ -254,7 +296,7 @@ func TestCommentsFit(t *testing.T) {
 	name := portName(strings.Repeat("n", 63), strings.Repeat("s", 63), strings.Repeat("p", 15), model.SCTP)
 	p := port(name, "fd00:1111:2222:3333:4444:5555:6666:7777", 65535, "[fd00:1111:2222:3333:4444:5555:6666:8888]:65535")
 	for _, p := range []*model.ServicePort{p, port(name, "fd00::1", 1)} {
-		rules := newRenderer(v6()).port(p)
+		rules := newRenderer(v6()).port(p, nil)
 		var all []ruleset.Rule
 		for _, shared := range rules.shared {
 			all = append(all, shared...)

@@ -4,15 +4,20 @@ package iptables
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"fairlead/iptables/ruleset/fake"
+	fakeset "fairlead/nat/ipset/fake"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
@@ -32,8 +37,9 @@ func TestWalk(t *testing.T) {
 			t.Parallel()
 			w := &walk{t: t, rng: rand.New(rand.NewPCG(s, 0)), snap: model.NewSnapshot(), changed: map[model.ServicePortName]bool{}}
 			w.cfg = []RenderConfig{v4(), without(v4()), v6()}[s%3]
-			w.kernel.Fault = w.fault
-			w.agent = fakeAgent(t, &w.kernel, w.cfg)
+			w.kernel, w.sets = fakeHost()
+			w.kernel.Fault, w.sets.Fault = w.fault, w.setFault
+			w.agent = fakeAgentWithSets(t, w.kernel, w.sets, w.cfg)
 			for w.step = 0; w.step < 600 && !t.Failed(); w.step++ {
 				w.next()
 			}
@@ -49,7 +55,8 @@ type walk struct {
 	t      *testing.T
 	rng    *rand.Rand
 	cfg    RenderConfig
-	kernel fake.Kernel
+	kernel *fake.Kernel
+	sets   *fakeset.Sets
 	agent  *agent
 	snap   *model.Snapshot
 	// changed are the names that no Sync that succeeded has carried.
@@ -64,6 +71,13 @@ func (w *walk) fault() fake.Fault {
 	return []fake.Fault{fake.FailBefore, fake.FailBetween, fake.FailAfter, fake.Busy}[w.rng.IntN(4)]
 }
 
+func (w *walk) setFault(op, name string) error {
+	if w.rng.IntN(8) > 0 {
+		return nil
+	}
+	return errors.New("injected failure")
+}
+
 func (w *walk) next() {
 	for range w.rng.IntN(4) {
 		w.change()
@@ -72,20 +86,18 @@ func (w *walk) next() {
 		w.restart()
 	}
 	d := proxier.Desired{Snapshot: w.snap, Node: everywhere, Prune: w.rng.IntN(6) > 0, Verify: w.rng.IntN(10) == 0}
-	for name := range w.changed {
-		d.Changed = append(d.Changed, name)
-	}
+	d.Changed = slices.SortedFunc(maps.Keys(w.changed), model.ServicePortName.Compare)
 	r, err := w.agent.Sync(context.Background(), d)
 	if err != nil {
 		return
 	}
-	if len(r.Refused) > 0 { // a restore that failed too often; Verify mends it
-		w.kernel.Fault = nil
+	if len(r.Refused) > 0 { // a restore that failed too often, or a set; Verify mends it
+		w.kernel.Fault, w.sets.Fault = nil, nil
 		d.Verify = true
 		if r, err = w.agent.Sync(context.Background(), d); err != nil || len(r.Refused) > 0 {
 			w.t.Errorf("step %d: Sync() without faults = %+v, %v", w.step, r, err)
 		}
-		w.kernel.Fault = w.fault
+		w.kernel.Fault, w.sets.Fault = w.fault, w.setFault
 	}
 	clear(w.changed)
 	if d.Prune {
@@ -95,7 +107,7 @@ func (w *walk) next() {
 
 // restart starts a new agent, to which every port is new.
 func (w *walk) restart() {
-	w.agent = fakeAgent(w.t, &w.kernel, w.cfg)
+	w.agent = fakeAgentWithSets(w.t, w.kernel, w.sets, w.cfg)
 	clear(w.changed)
 	for p := range w.snap.All() {
 		w.changed[p.Name] = true
@@ -108,7 +120,7 @@ func (w *walk) change() {
 	name := portName("ns", fmt.Sprintf("svc%d", n/3), fmt.Sprintf("p%d", n%3), []model.Protocol{model.TCP, model.UDP, model.SCTP}[w.rng.IntN(3)])
 	var p *model.ServicePort
 	if w.rng.IntN(4) > 0 {
-		p = &model.ServicePort{Name: name, ClusterIP: w.addr(96, n/3), Port: uint16(80 + n%3 + 3*w.rng.IntN(2))}
+		p = &model.ServicePort{Name: name, AffinityTimeout: time.Duration(w.rng.IntN(3)) * time.Hour, ClusterIP: w.addr(96, n/3), Port: uint16(80 + n%3 + 3*w.rng.IntN(2))}
 		for i := range 5 {
 			if w.rng.IntN(2) == 0 {
 				p.Endpoints = append(p.Endpoints, model.Endpoint{AddrPort: netip.AddrPortFrom(w.addr(244, i), 8080)})
@@ -129,13 +141,21 @@ func (w *walk) addr(net, host int) netip.Addr {
 
 func (w *walk) compare() {
 	w.t.Helper()
-	var fresh fake.Kernel
+	fresh, sets := fakeHost()
 	var ports []*model.ServicePort
 	for p := range w.snap.All() {
 		ports = append(ports, p)
 	}
-	fakeAgent(w.t, &fresh, w.cfg).sync(ports...)
+	fakeAgentWithSets(w.t, fresh, sets, w.cfg).sync(ports...)
 	if diff := cmp.Diff(fresh.Save(), w.kernel.Save()); diff != "" {
 		w.t.Errorf("step %d: rules (-full +incremental):\n%s", w.step, diff)
 	}
+	// What could not be destroyed goes with the next sync, with or without a
+	// change.
+	w.kernel.Fault, w.sets.Fault = nil, nil
+	w.agent.syncChanged(w.snap, nil)
+	if diff := cmp.Diff(sets.Names(), w.sets.Names()); diff != "" {
+		w.t.Errorf("step %d: sets (-full +incremental):\n%s", w.step, diff)
+	}
+	w.kernel.Fault, w.sets.Fault = w.fault, w.setFault
 }

@@ -8,9 +8,11 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
+	"fairlead/nat/ipset"
 	"fairlead/nat/sysctl"
 	"fairlead/proxier/model"
 )
@@ -20,8 +22,9 @@ func cleanupCommand() *cobra.Command {
 		Use:   "cleanup",
 		Short: "Remove the rules that Fairlead or kube-proxy has left",
 		Long: `Remove the chains and jumps of Fairlead and of kube-proxy's iptables mode from
-this node, of both families and in both variants of iptables. Rules of others
-stay as they are, and so does a chain that rules of others lead to.
+this node, of both families and in both variants of iptables, and the sets of
+clients that session affinity has made. Rules of others stay as they are, and so
+does a chain that rules of others lead to.
 
 Connections to Services stop working. Stop the agent first, or it will write
 its rules again.`,
@@ -56,6 +59,11 @@ func cleanup(ctx context.Context, cmd *cobra.Command) error {
 			if err != nil {
 				errs = append(errs, fmt.Errorf("clean up %s, %s variant: %w", f, v, err))
 			}
+		}
+	}
+	for _, f := range model.Families() { // which no rule of ours names any more
+		if err := iptables.CleanSets(ctx, ipset.New(f == model.IPv6)); err != nil {
+			klog.FromContext(ctx).Info("Sets of client addresses are not looked for", "ipFamily", f, "reason", err.Error())
 		}
 	}
 	if missing == 4 {

@@ -15,6 +15,7 @@ import (
 	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
 	"fairlead/nat"
+	"fairlead/nat/ipset"
 	"fairlead/proxier/model"
 )
 
@@ -23,6 +24,8 @@ type nodeKernel struct {
 	variant  ruleset.Variant
 	families []model.Family
 	commands map[model.Family]ruleset.Commands
+	// sets are missing for a family in which rules cannot use them.
+	sets map[model.Family]iptables.Sets
 }
 
 // probeNode finds out which families and which iptables this node has. It
@@ -37,7 +40,7 @@ func probeNode(ctx context.Context, v ruleset.Variant) (*nodeKernel, error) {
 			return nil, err
 		}
 	}
-	n := &nodeKernel{variant: v, commands: map[model.Family]ruleset.Commands{}}
+	n := &nodeKernel{variant: v, commands: map[model.Family]ruleset.Commands{}, sets: map[model.Family]iptables.Sets{}}
 	for _, f := range model.Families() {
 		if f == model.IPv6 && !ipv6Enabled() {
 			klog.FromContext(ctx).Info("IPv6 is off in this kernel, going on with IPv4 alone")
@@ -53,8 +56,20 @@ func probeNode(ctx context.Context, v ruleset.Variant) (*nodeKernel, error) {
 		}
 		n.families = append(n.families, f)
 		n.commands[f] = cmds
+		n.probeSets(ctx, f)
 	}
 	return n, nil
+}
+
+// probeSets finds out whether rules can use sets of addresses.
+func (n *nodeKernel) probeSets(ctx context.Context, f model.Family) {
+	sets := ipset.New(f == model.IPv6)
+	if err := iptables.ProbeSets(ctx, ruleset.SystemExec{}, n.commands[f], sets); err != nil {
+		klog.FromContext(ctx).Info("Session affinity knows at most 100 clients for each endpoint, as rules cannot use sets here",
+			"ipFamily", f, "reason", err.Error())
+		return
+	}
+	n.sets[f] = sets
 }
 
 // engine returns the one writer of a family's rules.

@@ -127,5 +127,5 @@ func newMode(ctx context.Context, cfg *config, node *nodeKernel, settings *sysct
 	adaptTo(ctx, settings, &rules)
 	engine := node.engine(node.commands[f], rules)
 	engine.Stage(nat.Chains(cfg.masqueradeBit))
-	return iptables.New(rules, engine, metrics)
+	return iptables.New(rules, engine, node.sets[f], metrics)
 }

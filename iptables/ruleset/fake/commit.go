@@ -156,7 +156,7 @@ func (c *committer) check(chain string, r ruleset.Rule) error {
 func extensions() []string {
 	return []string{
 		"ACCEPT", "DROP", "RETURN", "QUEUE", "REJECT", "LOG", "MARK", "CONNMARK",
-		"DNAT", "SNAT", "MASQUERADE", "REDIRECT", "TCPMSS", "CT", "NOTRACK",
+		"DNAT", "SNAT", "MASQUERADE", "REDIRECT", "TCPMSS", "CT", "NOTRACK", "SET",
 	}
 }
 

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"fairlead/iptables/ruleset"
+)
+
+// Sets are the kernel's sets of client addresses, of one family. In the set of
+// an endpoint's chain, which has the chain's name, are the clients that session
+// affinity leads there.
+type Sets interface {
+	// List returns the names of all sets that can serve, whoever made them.
+	List() ([]string, error)
+	// Create makes a set. One that is there stays as it is.
+	Create(name string) error
+	// Flush removes all addresses from a set.
+	Flush(name string) error
+	// Destroy removes a set. It fails while a rule names the set, and for a
+	// moment after.
+	Destroy(name string) error
+}
+
+// ProbeSets tells why rules cannot use sets here: what the kernel or iptables
+// lacks. It leaves nothing behind.
+func ProbeSets(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, sets Sets) (err error) {
+	name := hashName(endpointPrefix, "probe of "+cmds.Restore)
+	if err := sets.Create(name); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sets.Destroy(name)) }()
+	text := fmt.Sprintf("*nat\n:%s - [0:0]\n-A %[1]s %s-j %s\nCOMMIT\n", name, inSet(name), addToSet(name, time.Second))
+	return exec.Run(ctx, ruleset.Command{
+		Name: cmds.Restore, Args: []string{"-w", "30", "--test", "-n"}, Stdin: strings.NewReader(text),
+	})
+}
+
+// CleanSets removes all sets of this mode. The rules that name them must have
+// gone before.
+func CleanSets(ctx context.Context, sets Sets) error {
+	const patience = 5 * time.Second // for the kernel to free the last rules
+	names, err := sets.List()
+	if err != nil {
+		return err
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { return !isEndpointChain(n) })
+	var kept error
+	for start, pause := time.Now(), time.Millisecond; ; pause *= 2 {
+		kept = nil
+		names = slices.DeleteFunc(names, func(n string) bool {
+			err := sets.Destroy(n)
+			kept = errors.Join(kept, err)
+			return err == nil
+		})
+		if len(names) == 0 || time.Since(start) > patience {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+	if kept != nil {
+		klog.FromContext(ctx).Info("Sets stay: rules of others name them", "sets", names, "reason", kept.Error())
+	}
+	return nil
+}
+
+// isEndpointChain tells whether a name is that of an endpoint's chain.
+func isEndpointChain(name string) bool {
+	hash, ok := strings.CutPrefix(name, endpointPrefix)
+	return ok && len(hash) == 16 && strings.Trim(hash, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
+}
