@@ -19,16 +19,8 @@ var ErrNotSupported = errors.New("not supported here")
 // Supported tells why labs cannot be made here; the error wraps
 // ErrNotSupported. It does not look for iptables, see VariantSupported.
 func Supported(ctx context.Context) error {
-	for _, tool := range []string{"ip", "nsenter"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			return fmt.Errorf("find command %s: %w (%w)", tool, err, ErrNotSupported)
-		}
-	}
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("make network namespaces: must be root (%w)", ErrNotSupported)
-	}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
-		return fmt.Errorf("use IPv6: kernel does not have it: %w (%w)", err, ErrNotSupported)
+	if err := basics(); err != nil {
+		return err
 	}
 	l, err := New(ctx, Config{Pods: 1})
 	switch {
@@ -40,11 +32,30 @@ func Supported(ctx context.Context) error {
 	return fmt.Errorf("make network namespaces: %w (%w)", err, ErrNotSupported)
 }
 
+// basics looks for what can be told without making anything.
+func basics() error {
+	for _, tool := range []string{"ip", "nsenter"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return fmt.Errorf("find command %s: %w (%w)", tool, err, ErrNotSupported)
+		}
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("make network namespaces: must be root (%w)", ErrNotSupported)
+	}
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return fmt.Errorf("use IPv6: kernel does not have it: %w (%w)", err, ErrNotSupported)
+	}
+	return nil
+}
+
 // VariantSupported tells why an iptables variant cannot be used here, for
 // either family, with NAT; the error wraps ErrNotSupported.
 func VariantSupported(ctx context.Context, v Variant) error {
+	err := basics()
+	if err != nil {
+		return err
+	}
 	l := &Lab{}
-	var err error
 	if l.prefix, err = newPrefix(); err != nil {
 		return err
 	}
