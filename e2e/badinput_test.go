@@ -30,7 +30,8 @@ func TestCommandLine(t *testing.T) {
 		want []string
 	}{
 		{"unknown flag", []string{"--no-such-flag"}, []string{"--no-such-flag", "--help"}},
-		{"unknown command", []string{"clean"}, []string{"clean"}},
+		{"unknown command", []string{"clean"}, []string{`"clean"`, "--help"}},
+		{"argument of a command", []string{"version", "now"}, []string{`"now"`, "fairlead version --help"}},
 		{"unknown mode", []string{"--proxy-mode", "magic"}, []string{"--proxy-mode", "magic", "iptables"}},
 		{"a mode of later", []string{"--mode=ipvs"}, []string{"ipvs", "--proxy-mode iptables"}},
 		{"unknown variant", []string{"--iptables-variant", "new"}, []string{"--iptables-variant", "new", "auto, nft or legacy"}},
@@ -45,7 +46,7 @@ func TestCommandLine(t *testing.T) {
 		{"no sync period", []string{"--iptables-sync-period", "0s"}, []string{"--iptables-sync-period", "above 0"}},
 		{"periods crossed", []string{"--iptables-min-sync-period", "1m"}, []string{"--iptables-min-sync-period", "--iptables-sync-period"}},
 		{"not a duration", []string{"--iptables-sync-period", "soon"}, []string{"--iptables-sync-period", "soon"}},
-		{"not an address", []string{"--bind-address", "eth0"}, []string{"--bind-address", "eth0"}},
+		{"not an address", []string{"--bind-address", "eth0"}, []string{"--bind-address", "eth0", "0.0.0.0"}},
 		{"not an address and port", []string{"--metrics-bind-address", "localhost"}, []string{"--metrics-bind-address", "localhost", "0.0.0.0:10249"}},
 		{"no kubeconfig", []string{"--kubeconfig", "/nonexistent/kubeconfig"}, []string{"/nonexistent/kubeconfig", "--kubeconfig"}},
 		{"empty kubeconfig", []string{"--kubeconfig", empty}, []string{empty, "--kubeconfig"}},

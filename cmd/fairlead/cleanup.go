@@ -28,7 +28,7 @@ does a chain that rules of others lead to.
 
 Connections to Services stop working. Stop the agent first, or it will write
 its rules again.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkPrivilege(); err != nil {
 				return err

@@ -269,7 +269,7 @@ func (o *options) checkNumbers() error {
 func (c *config) setAddresses() error {
 	bind, err := netip.ParseAddr(c.bindAddress)
 	if err != nil {
-		return fmt.Errorf("--bind-address %q is not an IP address", c.bindAddress)
+		return fmt.Errorf("--bind-address %q is not an IP address; write it like 0.0.0.0 or ::", c.bindAddress)
 	}
 	if bind.Is6() {
 		if !c.changed("healthz-bind-address") {

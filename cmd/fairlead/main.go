@@ -8,16 +8,11 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 )
-
-// version is set by the linker.
-var version = ""
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
@@ -44,7 +39,7 @@ It runs until it is told to stop, and leaves its rules in place when it stops;
 "fairlead cleanup" removes them.`,
 		Example: `  fairlead --kubeconfig /etc/kubernetes/kubeconfig --cluster-cidr 10.244.0.0/16
   fairlead --manifests /etc/fairlead/manifests`,
-		Args:          cobra.NoArgs,
+		Args:          noArguments,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       buildVersion(),
@@ -64,29 +59,4 @@ It runs until it is told to stop, and leaves its rules in place when it stops;
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(versionCommand(), cleanupCommand())
 	return root
-}
-
-func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "fairlead %s (%s, %s/%s)\n",
-				buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			return err
-		},
-	}
-}
-
-// buildVersion is the version that the linker was given, else the one that Go
-// recorded.
-func buildVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

@@ -69,7 +69,7 @@ func loadConfig(kubeconfig, master string) (*rest.Config, error) {
 	case clientcmd.IsEmptyConfig(err):
 		return nil, fmt.Errorf("read kubeconfig %s: it names no cluster; give a complete file with --kubeconfig", kubeconfig)
 	case kubeconfig == "":
-		return nil, fmt.Errorf("use API server %s: %s", master, oneLine(err))
+		return nil, fmt.Errorf("use API server %s: %s; give its URL with --master", master, oneLine(err))
 	}
 	return nil, fmt.Errorf("read kubeconfig %s: %s; give a valid file with --kubeconfig", kubeconfig, oneLine(err))
 }
