@@ -8,6 +8,7 @@ package ipset
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
@@ -147,23 +148,33 @@ type header struct {
 	timeout        bool // its addresses have one
 }
 
+// parse reads the header of a set. What it does not understand it leaves out.
 func parse(msg []byte) header {
 	var h header
-	for a := range nl.ParseAttributes(msg[nl.SizeofNfgenmsg:]) {
-		switch a.Type {
+	for _, a := range attributes(msg[min(len(msg), nl.SizeofNfgenmsg):]) {
+		switch a.Attr.Type & nl.NLA_TYPE_MASK {
 		case nl.IPSET_ATTR_SETNAME:
 			h.name = nl.BytesToString(a.Value)
 		case nl.IPSET_ATTR_TYPENAME:
 			h.typeName = nl.BytesToString(a.Value)
 		case nl.IPSET_ATTR_FAMILY:
 			h.family = a.Value[0]
-		case nl.IPSET_ATTR_DATA | nl.NLA_F_NESTED:
-			for d := range nl.ParseAttributes(a.Value) {
-				if d.Type&nl.NLA_TYPE_MASK == nl.IPSET_ATTR_TIMEOUT {
+		case nl.IPSET_ATTR_DATA:
+			for _, d := range attributes(a.Value) {
+				if d.Attr.Type&nl.NLA_TYPE_MASK == nl.IPSET_ATTR_TIMEOUT {
 					h.timeout = true
 				}
 			}
 		}
 	}
 	return h
+}
+
+// attributes returns the attributes that are not empty.
+func attributes(b []byte) []syscall.NetlinkRouteAttr {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return nil // not an answer of the kernel's
+	}
+	return slices.DeleteFunc(attrs, func(a syscall.NetlinkRouteAttr) bool { return len(a.Value) == 0 })
 }
