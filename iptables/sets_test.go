@@ -113,7 +113,8 @@ func TestSetsRestart(t *testing.T) {
 	}
 }
 
-// TestSetsNothingRemoved: while nothing may be removed, no set is.
+// TestSetsNothingRemoved: while nothing may be removed, no set is, and what
+// comes back knows its clients.
 func TestSetsNothingRemoved(t *testing.T) {
 	k, sets := fakeHost()
 	a := fakeAgentWithSets(t, k, sets, v4())
@@ -125,6 +126,15 @@ func TestSetsNothingRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkSets(t, "incomplete", sets, web, db)
+	client := "10.244.0.9"
+	sets.Add(setsNamed(web)[0], client)
+	s, names = snapshot(web, db)
+	if _, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Node: everywhere, Changed: names}); err != nil {
+		t.Fatal(err)
+	}
+	if !sets.Has(setsNamed(web)[0], client) {
+		t.Error("a client was forgotten")
+	}
 	d.Prune = true
 	if _, err := a.Sync(context.Background(), d); err != nil {
 		t.Fatal(err)
