@@ -41,10 +41,9 @@ var differences = []exception{
 	},
 }
 
-// pending are what Fairlead cannot do yet. The list is to become empty.
-var pending = []exception{
-	{target: toNodePort, spot: onLo, family: model.IPv4}, // needs a setting of the kernel
-}
+// pending are what Fairlead, or a mode of it, cannot do yet. The list is to be
+// empty.
+var pending []exception
 
 // wholly matches the exceptions that are for all cells of a scenario.
 var wholly = cell{}

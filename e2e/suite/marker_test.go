@@ -39,7 +39,7 @@ func (m marks) idleHost() int      { return idleHost + m.turn%2 }
 func (m marks) lastIdleHost() int  { return idleHost + (m.turn+1)%2 }
 
 // add appends the marks' objects.
-func (m marks) add(topo *topology, services []service) []service {
+func (m marks) add(services []service) []service {
 	services = append(services[:len(services):len(services)],
 		service{name: fmt.Sprintf("idle-%d", m.turn%2), host: m.idleHost()})
 	if m.health {
@@ -65,7 +65,7 @@ func (m marks) add(topo *topology, services []service) []service {
 
 // objects returns all objects of a scenario, the marks last of each kind.
 func (m marks) objects(topo *topology, s scenario) []runtime.Object {
-	return append(nodes(topo), objects(topo, m.add(topo, s.services))...)
+	return append(nodes(topo), objects(topo, m.add(s.services))...)
 }
 
 // wait waits until both nodes have, in both families, what objects returned.
