@@ -121,3 +121,27 @@ func TestKernelAffinity(t *testing.T) {
 		awaitNoSets(ctx, t, node, "OTHERS")
 	})
 }
+
+// TestKernelAffinityWithoutSets: where iptables cannot use sets, the agent says
+// so, goes on with lists, and makes no set.
+func TestKernelAffinityWithoutSets(t *testing.T) {
+	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
+		ctx := testContext(t)
+		node := l.Nodes[0]
+		dir := newDirectory(t)
+		dir.write("web.yaml", sticky(l, node.Pods[0])...)
+		commands := newLoggedCommands(t)
+		for _, f := range families() {
+			commands.wrap(v.Tool(f, "-restore"), `case "$*" in *--test*) echo "no match set" >&2; exit 2;; esac`)
+		}
+		a := startAgentEnv(ctx, t, node, v, []string{commands.path()}, "--manifests", dir.path)
+		a.waitSynced(ctx, 0)
+		a.waitLog(ctx, 0, len(families()), "at most 100 clients", "no match set")
+		if rules := save(ctx, t, node, v); !strings.Contains(rules, "-m recent --rcheck") || strings.Contains(rules, "--match-set") {
+			t.Errorf("rules, want lists and no sets:\n%s", rules)
+		}
+		if sets := setsOn(ctx, t, node); len(sets) > 0 {
+			t.Errorf("sets %q are left", sets)
+		}
+	})
+}
