@@ -4,6 +4,7 @@ package proxier
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -127,6 +128,7 @@ func (l *Loop) sync(ctx context.Context, verify bool) time.Duration {
 	start := time.Now()
 	batch := l.Tracker.Take(l.Family)
 	l.resolve(batch)
+	l.warnRefused(ctx, batch)
 	d := Desired{
 		Snapshot: l.snapshot,
 		Changed:  slices.SortedFunc(maps.Keys(l.changed), model.ServicePortName.Compare),
@@ -217,6 +219,18 @@ func (l *Loop) resolve(b Batch) {
 		l.changed[name] = true
 	}
 	l.snapshot = l.snapshot.With(changes)
+}
+
+// warnRefused tells of external addresses that were left out, each time that
+// their Service has changed.
+func (l *Loop) warnRefused(ctx context.Context, b Batch) {
+	for key, st := range b.Services {
+		if refused := ofFamily(st.Refused, l.Family); len(refused) > 0 {
+			l.Metrics.refusedExternal.WithLabelValues(l.Family.String()).Add(float64(len(refused)))
+			klog.FromContext(ctx).Error(nil, "Refused external addresses that are cluster IPs of Services",
+				"service", key, "addresses", fmt.Sprint(refused))
+		}
+	}
 }
 
 // backoff returns the pause after a number of failures in a row: doubled each

@@ -24,6 +24,7 @@ type Metrics struct {
 	servicePending     prometheus.Gauge
 	syncFailures       *prometheus.CounterVec // ip_family
 	checkFailures      *prometheus.CounterVec // ip_family
+	refusedExternal    *prometheus.CounterVec // ip_family
 	repaired           *prometheus.CounterVec // ip_family
 	refused            *prometheus.GaugeVec   // ip_family
 	consecutiveFailure *prometheus.GaugeVec   // ip_family
@@ -57,13 +58,14 @@ func NewMetrics(reg prometheus.Registerer, families []model.Family) *Metrics {
 
 		syncFailures:       counter("fairlead", "sync_failures_total", "Syncs that failed and are retried.", "ip_family"),
 		checkFailures:      counter("fairlead", "check_failures_total", "Checks of the kernel for what others changed that could not be done.", "ip_family"),
+		refusedExternal:    counter("fairlead", "external_addresses_refused_total", "External addresses of changed Services that were left out because they are cluster IPs.", "ip_family"),
 		repaired:           counter("fairlead", "drift_repaired_total", "Kernel objects of ours that others changed, and that were repaired.", "ip_family"),
 		refused:            gauge("fairlead", "kernel_refused", "Kernel objects that the kernel does not accept and that are left out.", "ip_family"),
 		consecutiveFailure: gauge("fairlead", "sync_consecutive_failures", "Failed syncs since the last one that succeeded.", "ip_family"),
 	}
 	reg.MustRegister(m.syncDuration, m.programming, m.lastSync, m.lastQueued, m.noLocalEndpoints,
 		m.endpointChanges, m.endpointPending, m.serviceChanges, m.servicePending,
-		m.syncFailures, m.checkFailures, m.repaired, m.refused, m.consecutiveFailure)
+		m.syncFailures, m.checkFailures, m.refusedExternal, m.repaired, m.refused, m.consecutiveFailure)
 	for _, f := range families {
 		m.initialise(f.String())
 	}
@@ -80,7 +82,7 @@ func (m *Metrics) initialise(f string) {
 	for _, g := range []*prometheus.GaugeVec{m.lastSync, m.lastQueued, m.refused, m.consecutiveFailure} {
 		g.WithLabelValues(f)
 	}
-	for _, c := range []*prometheus.CounterVec{m.syncFailures, m.checkFailures, m.repaired} {
+	for _, c := range []*prometheus.CounterVec{m.syncFailures, m.checkFailures, m.refusedExternal, m.repaired} {
 		c.WithLabelValues(f)
 	}
 }

@@ -89,6 +89,7 @@ func TestMetricsExistFromTheStart(t *testing.T) {
 					"kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds": "gauge",
 					"fairlead_sync_failures_total":                             "counter",
 					"fairlead_check_failures_total":                            "counter",
+					"fairlead_external_addresses_refused_total":                "counter",
 					"fairlead_drift_repaired_total":                            "counter",
 					"fairlead_kernel_refused":                                  "gauge",
 					"fairlead_sync_consecutive_failures":                       "gauge",

@@ -41,7 +41,12 @@ type Tracker struct {
 	// slices are the EndpointSlices by Service and by their own key.
 	slices map[model.ObjectKey]map[model.ObjectKey]*model.EndpointSlice
 	// owner is the Service of each EndpointSlice.
-	owner  map[model.ObjectKey]model.ObjectKey
+	owner map[model.ObjectKey]model.ObjectKey
+	// clusterIPs counts the Services that have a cluster IP, and claims are the
+	// Services that have an address as an external one.
+	clusterIPs map[netip.Addr]int
+	claims     map[netip.Addr]map[model.ObjectKey]bool
+
 	status model.SourceStatus
 	node   model.Node
 	addrs  []netip.Addr
@@ -81,7 +86,10 @@ func NewTracker(cfg TrackerConfig) *Tracker {
 		services: map[model.ObjectKey]*model.Service{},
 		slices:   map[model.ObjectKey]map[model.ObjectKey]*model.EndpointSlice{},
 		owner:    map[model.ObjectKey]model.ObjectKey{},
-		views:    map[model.Family]*view{},
+
+		clusterIPs: map[netip.Addr]int{},
+		claims:     map[netip.Addr]map[model.ObjectKey]bool{},
+		views:      map[model.Family]*view{},
 	}
 	for _, f := range cfg.Families {
 		t.views[f] = &view{wake: make(chan struct{}, 1), dirty: map[model.ObjectKey]bool{}}
@@ -163,6 +171,7 @@ func (t *Tracker) setService(key model.ObjectKey, svc *model.Service) {
 	} else {
 		t.services[key] = svc
 	}
+	t.setClaims(key, old, svc)
 }
 
 func hasFamily(svc *model.Service, f model.Family) bool {
@@ -268,6 +277,8 @@ type Batch struct {
 type ServiceState struct {
 	Service *model.Service // nil where there is no such Service
 	Slices  []*model.EndpointSlice
+	// Refused are external addresses that were left out of Service.
+	Refused []netip.Addr
 }
 
 // Take returns what has changed for family f since the last Take.
@@ -285,7 +296,8 @@ func (t *Tracker) Take(f model.Family) Batch {
 		Triggers: v.triggers,
 	}
 	for key := range v.dirty {
-		st := ServiceState{Service: t.services[key]}
+		st := ServiceState{}
+		st.Service, st.Refused = t.withoutClusterIPs(t.services[key])
 		for _, s := range t.slices[key] {
 			st.Slices = append(st.Slices, s)
 		}
