@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -48,6 +49,34 @@ func TestKernelPermissions(t *testing.T) {
 	taintGone(ctx, t, c.Clientset(), node.Label)
 	a.waitHealthz(ctx, 503)
 	refusedInEvent(ctx, t, c.Clientset(), node.Label)
+	thiefInEvent(ctx, t, c.Clientset())
+	if r := webProbe(node.Pods[1], model.IPv4, "tcp").Once(ctx); r.Server != node.Pods[0].Label {
+		t.Errorf("a Service whose cluster IP another one has as external IP: %s", r)
+	}
+}
+
+// thiefInEvent creates a Service that has the cluster IP of web as external IP,
+// which only the agent as a whole can see, and waits for the Event about it.
+func thiefInEvent(ctx context.Context, t *testing.T, c kubernetes.Interface) {
+	t.Helper()
+	w, err := c.EventsV1().Events("default").Watch(ctx, metav1.ListOptions{FieldSelector: "reason=FairleadRefused"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	svc := service("a-thief", 78)
+	svc.Spec.ExternalIPs = []string{vip(model.IPv4, 10).String()}
+	if svc, err = c.CoreV1().Services(svc.Namespace).Create(ctx, svc, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if e := nextEvent(ctx, t, w); e.Regarding.UID == svc.UID {
+			if !strings.Contains(e.Note, "10.96.0.10") {
+				t.Errorf("the Event says %q, want it to name the address", e.Note)
+			}
+			return
+		}
+	}
 }
 
 // refusedInEvent creates a Service with a value that the API server lets through

@@ -24,6 +24,8 @@ type LoopConfig struct {
 	Tracker   *Tracker
 	Health    Health
 	Metrics   *Metrics
+	// Warner is told of what users of Services should know; it may be nil.
+	Warner Warner
 	// NodeName tells which endpoints are local.
 	NodeName string
 	// NodePortAddresses says where node ports answer.
@@ -221,6 +223,12 @@ func (l *Loop) resolve(b Batch) {
 	l.snapshot = l.snapshot.With(changes)
 }
 
+// Warner tells the users of a Service what is wrong with it, by Events say. It
+// does not block.
+type Warner interface {
+	Warn(service model.ObjectKey, reason, message string)
+}
+
 // warnRefused tells of external addresses that were left out, each time that
 // their Service has changed.
 func (l *Loop) warnRefused(ctx context.Context, b Batch) {
@@ -229,6 +237,9 @@ func (l *Loop) warnRefused(ctx context.Context, b Batch) {
 			l.Metrics.refusedExternal.WithLabelValues(l.Family.String()).Add(float64(len(refused)))
 			klog.FromContext(ctx).Error(nil, "Refused external addresses that are cluster IPs of Services",
 				"service", key, "addresses", fmt.Sprint(refused))
+			if l.Warner != nil {
+				l.Warner.Warn(key, "FairleadRefused", fmt.Sprintf("External addresses %v are left out: they are cluster IPs of Services", refused))
+			}
 		}
 	}
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -89,8 +90,14 @@ type healthChecks struct {
 
 var _ proxier.Follower = (*healthChecks)(nil)
 
-func newHealthChecks(f model.Family, state *health.State) *healthChecks {
-	return &healthChecks{f, health.NewNodePortServices(), health.NewNodePorts(health.NodePortsConfig{State: state})}
+func newHealthChecks(f model.Family, state *health.State, warner proxier.Warner) *healthChecks {
+	cfg := health.NodePortsConfig{State: state}
+	if warner != nil {
+		cfg.Failed = func(s model.ObjectKey, port uint16, err error) {
+			warner.Warn(s, "FailedToStartServiceHealthcheck", fmt.Sprintf("node cannot answer on health check node port %d: %v", port, err))
+		}
+	}
+	return &healthChecks{f, health.NewNodePortServices(), health.NewNodePorts(cfg)}
 }
 
 // Follow implements proxier.Follower.

@@ -63,9 +63,10 @@ func run(ctx context.Context, cfg *config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nodeaddr.Watch(ctx, setAddrs) })
 	g.Go(func() error { return src.Run(ctx, tracker) })
+	warner, _ := src.(proxier.Warner) // a directory has nowhere to write Events
 	flowMetrics := conntrack.NewMetrics(reg, node.families)
 	for _, f := range node.families {
-		checks := newHealthChecks(f, state)
+		checks := newHealthChecks(f, state, warner)
 		g.Go(func() error { return checks.ports.Run(ctx) })
 		mode := newMode(ctx, cfg, node, settings, f, modeMetrics)
 		followers := []proxier.Follower{newFlows(f, mode, flowMetrics), checks}
@@ -74,7 +75,7 @@ func run(ctx context.Context, cfg *config) error {
 		}
 		loop := proxier.NewLoop(proxier.LoopConfig{
 			Family: f, Mode: mode, Followers: followers, Tracker: tracker,
-			Health: state, Metrics: metrics, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts,
+			Health: state, Metrics: metrics, Warner: warner, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts,
 			MinSyncPeriod: cfg.minSyncPeriod, SyncPeriod: cfg.syncPeriod,
 		})
 		g.Go(func() error { return loop.Run(ctx) })

@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -57,6 +59,7 @@ type subject struct {
 // eventWriter writes Events about refused values. It works in the background,
 // and drops what is too much: the log has every refusal.
 type eventWriter struct {
+	ctx         context.Context // of the broadcaster, which takes none with an Event
 	broadcaster events.EventBroadcaster
 	recorder    events.EventRecorder
 	limit       flowcontrol.PassiveRateLimiter
@@ -77,6 +80,7 @@ func startEvents(ctx context.Context, client kubernetes.Interface, nodeName stri
 		return nil, fmt.Errorf("start to write events: %w", err)
 	}
 	return &eventWriter{
+		ctx:         ctx,
 		broadcaster: broadcaster,
 		recorder:    broadcaster.NewRecorder(scheme.Scheme, eventController),
 		limit:       flowcontrol.NewTokenBucketPassiveRateLimiter(eventsPerSecond, eventBurst),
@@ -101,6 +105,27 @@ func (w *eventWriter) refused(s subject, refusals []source.Refusal) {
 			Kind: s.kind, APIVersion: s.apiVersion, Namespace: s.key.Namespace, Name: s.key.Name,
 			UID: s.uid, ResourceVersion: s.version, FieldPath: refusal.Field,
 		}, nil, corev1.EventTypeWarning, eventReason, eventAction, "%s", note(refusal.String(), more))
+	}
+}
+
+// lookupTimeout bounds the request for an object's identity.
+const lookupTimeout = 10 * time.Second
+
+// warn writes one Event about a Service. Its identity, by which kubectl
+// describe finds its Events, is asked for by a list, which needs no permission
+// that the agent does not have anyway.
+func (w *eventWriter) warn(client kubernetes.Interface, key model.ObjectKey, reason, message string) {
+	ctx, cancel := context.WithTimeout(w.ctx, lookupTimeout)
+	defer cancel()
+	about := &corev1.ObjectReference{Kind: source.KindService, APIVersion: "v1", Namespace: key.Namespace, Name: key.Name}
+	found, err := client.CoreV1().Services(key.Namespace).List(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, key.Name).String(), Limit: 1,
+	})
+	if err == nil && len(found.Items) == 1 {
+		about.UID, about.ResourceVersion = found.Items[0].UID, found.Items[0].ResourceVersion
+	}
+	if w.ctx.Err() == nil {
+		w.recorder.Eventf(about, nil, corev1.EventTypeWarning, reason, eventAction, "%s", note(message, ""))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -47,6 +48,8 @@ type Source struct {
 	config   Config
 	reporter *source.Reporter
 	link     *link
+	// events is set while Run runs.
+	events atomic.Pointer[eventWriter]
 }
 
 var _ source.Source = (*Source)(nil)
@@ -95,6 +98,8 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	if err != nil {
 		return err
 	}
+	s.events.Store(events)
+	defer s.events.Store(nil)
 	defer events.stop()
 	own := &ownNode{sink: sink}
 	services, err := s.services(ctx, events, sink)
@@ -193,6 +198,15 @@ func (s *Source) node(ctx context.Context, events *eventWriter, own *ownNode) (i
 	return newInformer(&corev1.Node{}, node(s.config.Client, s.link, s.config.NodeName), s.config.SyncPeriod,
 		transform(source.TranslateNode),
 		handler(ctx, s.teller(events, source.KindNode, "v1"), source.SameNode, deliver))
+}
+
+// Warn writes an Event about a Service, for what is found out only after the
+// source. It does not wait for the API server, does nothing while Run does not
+// run, and is bounded as all Events are.
+func (s *Source) Warn(service model.ObjectKey, reason, message string) {
+	if w := s.events.Load(); w != nil && w.limit.TryAccept() {
+		go w.warn(s.config.Client, service, reason, message)
+	}
 }
 
 func (s *Source) teller(events *eventWriter, kind, apiVersion string) *teller {
