@@ -26,23 +26,34 @@ func service(name, ips string, ports ...string) *model.Service {
 	return s
 }
 
+// conditions are what is written at the end of an endpoint: ready, serving,
+// terminating.
+var conditions = map[string][3]bool{
+	"":   {true, true, false},
+	"!":  {false, false, false},
+	"?":  {false, true, false},
+	"~":  {false, true, true},
+	"~!": {false, false, true},
+	"~+": {true, true, true}, // of a Service that publishes addresses that are not ready
+}
+
 // slice returns an EndpointSlice of a Service with ports (comma-separated) and
-// endpoints ("10.1.0.1@node"; a "!" at the end is for one that is not ready, a
-// "~" for one that serves while it terminates). Its family is that of the first
-// endpoint, IPv4 if there is none.
+// endpoints ("10.1.0.1@node", with conditions at the end). Its family is that of
+// the first endpoint, IPv4 if there is none.
 func slice(name, svc, ports string, endpoints ...string) *model.EndpointSlice {
 	s := &model.EndpointSlice{Key: objectKey(name), Service: objectKey(svc), Family: model.IPv4}
 	if ports != "" {
 		s.Ports = parsePorts(strings.Split(ports, ", "))
 	}
 	for _, e := range endpoints {
-		bare := strings.TrimRight(e, "!~")
+		bare := strings.TrimRight(e, "!?~+")
 		ip, node, _ := strings.Cut(bare, "@")
-		ready := bare == e
-		terminating := strings.HasSuffix(e, "~")
+		is, ok := conditions[e[len(bare):]]
+		if !ok {
+			panic("unknown conditions of endpoint " + e)
+		}
 		s.Endpoints = append(s.Endpoints, model.SliceEndpoint{
-			Addr: netip.MustParseAddr(ip), NodeName: node,
-			Ready: ready, Serving: ready || terminating, Terminating: terminating,
+			Addr: netip.MustParseAddr(ip), NodeName: node, Ready: is[0], Serving: is[1], Terminating: is[2],
 		})
 	}
 	if len(s.Endpoints) > 0 {

@@ -139,17 +139,14 @@ func portOf(s *model.EndpointSlice, p model.Port) (uint16, bool) {
 // two policies choose independently: each has its ready endpoints, and where it
 // has none, its draining ones.
 func choose(p *model.ServicePort, all []candidate, at Locality) {
-	usable := func(c candidate) bool { return c.Ready || c.draining() }
-	p.Usable = slices.ContainsFunc(all, usable)
+	p.Usable = slices.ContainsFunc(all, func(c candidate) bool { return c.Ready || c.draining() })
 	if p.UsesCluster() {
 		near := topology(all, at)
 		p.Endpoints = firstOf(all, func(c candidate) bool { return c.Ready && near(c) }, candidate.draining)
-		p.Usable = len(p.Endpoints) > 0
 	}
 	if p.UsesLocal() {
 		p.LocalEndpoints = firstOf(all, func(c candidate) bool { return c.Local && c.Ready },
 			func(c candidate) bool { return c.Local && c.draining() })
-		p.Usable = p.Usable || len(p.LocalEndpoints) > 0
 	}
 	if p.HealthCheckNodePort != 0 {
 		p.LocalReady = addrsOf(all, func(c candidate) bool { return c.Local && c.Ready })

@@ -4,8 +4,10 @@ package proxier
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -102,6 +104,41 @@ func TestResolveFamilies(t *testing.T) {
 	}
 }
 
+// TestResolveAddresses: what a Service has beside its endpoints comes along,
+// each address and range in its own family.
+func TestResolveAddresses(t *testing.T) {
+	svc := service("web", "fd00::1 10.96.0.1", "http 80/TCP")
+	svc.Ports[0].NodePort = 30080
+	svc.ExternalIPs = parseAddrs("203.0.113.5", "2001:db8::5")
+	svc.LoadBalancerIPs = parseAddrs("2001:db8::80", "203.0.113.80")
+	svc.Restricted = true
+	svc.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:a::/48")}
+	svc.ExternalTrafficLocal, svc.InternalTrafficLocal, svc.HealthCheckNodePort = true, true, 32000
+	svc.AffinityTimeout = time.Minute
+	common := model.ServicePort{
+		Name: model.ServicePortName{Service: svc.Key, Port: "http", Protocol: model.TCP}, Port: 80, NodePort: 30080, Restricted: true,
+		ExternalTrafficLocal: true, InternalTrafficLocal: true, HealthCheckNodePort: 32000, AffinityTimeout: time.Minute,
+	}
+	for f, own := range map[model.Family]func(*model.ServicePort){
+		model.IPv4: func(p *model.ServicePort) {
+			p.ClusterIP = netip.MustParseAddr("10.96.0.1")
+			p.ExternalIPs, p.LoadBalancerIPs = parseAddrs("203.0.113.5"), parseAddrs("203.0.113.80")
+			p.SourceRanges = svc.SourceRanges[:1]
+		},
+		model.IPv6: func(p *model.ServicePort) {
+			p.ClusterIP = netip.MustParseAddr("fd00::1")
+			p.ExternalIPs, p.LoadBalancerIPs = parseAddrs("2001:db8::5"), parseAddrs("2001:db8::80")
+			p.SourceRanges = svc.SourceRanges[1:]
+		},
+	} {
+		want := common
+		own(&want)
+		if got := Resolve(svc, nil, Locality{Node: here}, f); len(got) != 1 || !got[0].Equal(&want) {
+			t.Errorf("%s: got %+v, want %+v", f, got[0], want)
+		}
+	}
+}
+
 func TestResolveEndpoints(t *testing.T) {
 	svc := service("web", "10.96.0.1", "80/TCP")
 	one := func(endpoints ...string) []*model.EndpointSlice {
@@ -127,6 +164,10 @@ func TestResolveEndpoints(t *testing.T) {
 		{name: "ready in one slice, terminating in the other", slices: two("10.1.0.1~", "10.1.0.1@here"),
 			want: []string{vip + " 10.1.0.1:8080*"}},
 		{name: "the duplicate that is local stays", slices: two("10.1.0.1@there", "10.1.0.1@here"),
+			want: []string{vip + " 10.1.0.1:8080*"}},
+		{name: "the duplicate that does not terminate stays, ready or not", slices: two("10.1.0.1~+", "10.1.0.1!"),
+			want: []string{vip}},
+		{name: "the duplicate that serves stays", slices: two("10.1.0.1@there~!", "10.1.0.1@here~"),
 			want: []string{vip + " 10.1.0.1:8080*"}},
 	} {
 		tc.svc = svc
