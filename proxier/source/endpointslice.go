@@ -38,7 +38,8 @@ const (
 //
 // What is selected is what kube-proxy v1.36 selects. So are the rules that only
 // the first address of an endpoint counts, that a port without a number is
-// ignored, and that absent conditions mean ready, serving and not terminating.
+// ignored, or without a name, which the API makes an empty one, and that absent
+// conditions mean ready, serving and not terminating.
 func TranslateEndpointSlice(slice *discoveryv1.EndpointSlice) (s *model.EndpointSlice, ok bool, refused []Refusal) {
 	service := slice.Labels[LabelServiceName]
 	if _, headless := slice.Labels[LabelHeadless]; headless || service == "" {
@@ -77,10 +78,10 @@ func slicePorts(in []discoveryv1.EndpointPort, r *refusals) []model.Port {
 	ports := newPortList(r, "ports", false, len(in))
 	for i := range in {
 		p := &in[i]
-		if p.Port == nil || *p.Port == 0 {
+		if p.Name == nil || p.Port == nil || *p.Port == 0 {
 			continue
 		}
-		ports.add(i, rawPort{name: deref(p.Name, ""), protocol: deref(p.Protocol, ""), number: *p.Port})
+		ports.add(i, rawPort{name: *p.Name, protocol: deref(p.Protocol, ""), number: *p.Port})
 	}
 	return ports.ports
 }

@@ -185,16 +185,17 @@ func TestTranslateEndpointSlice(t *testing.T) {
 			want: translated(endpoints(ready("10.244.1.6"))),
 		},
 		{
-			name: "absent name and protocol of a port",
+			name: "empty name and absent protocol of a port",
 			in: webSlice(func(s *discoveryv1.EndpointSlice) {
-				s.Ports = []discoveryv1.EndpointPort{{Port: ptr[int32](53)}}
+				s.Ports = []discoveryv1.EndpointPort{{Name: ptr(""), Port: ptr[int32](53)}}
 			}),
 			want: translated(func(s *model.EndpointSlice) { s.Ports = []model.Port{{Protocol: model.TCP, Number: 53}} }),
 		},
 		{
-			name: "a port without number is ignored, without a word",
+			name: "a port without number or name is ignored, without a word",
 			in: webSlice(func(s *discoveryv1.EndpointSlice) {
-				s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: ptr("a")}, discoveryv1.EndpointPort{Name: ptr("b"), Port: ptr[int32](0)})
+				s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: ptr("a")}, discoveryv1.EndpointPort{Name: ptr("b"), Port: ptr[int32](0)},
+					discoveryv1.EndpointPort{Port: ptr[int32](53)})
 			}),
 			want: translated(),
 		},

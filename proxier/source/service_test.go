@@ -119,6 +119,15 @@ func TestTranslateService(t *testing.T) {
 			in:   webService(func(s *corev1.Service) { s.Labels = map[string]string{LabelServiceProxyName: ""} }),
 		},
 		{
+			name: "what others act on: publishNotReadyAddresses, trafficDistribution, topology annotations",
+			in: webService(func(s *corev1.Service) {
+				s.Spec.PublishNotReadyAddresses = true
+				s.Spec.TrafficDistribution = ptr(corev1.ServiceTrafficDistributionPreferSameNode)
+				s.Annotations = map[string]string{corev1.AnnotationTopologyMode: "Auto"}
+			}),
+			want: &model.Service{Key: key, ClusterIPs: addrs("10.96.0.10"), Ports: http},
+		},
+		{
 			name: "no ports",
 			in:   webService(withPorts()),
 			want: &model.Service{Key: key, ClusterIPs: addrs("10.96.0.10")},
