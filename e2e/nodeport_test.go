@@ -3,63 +3,148 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"fairlead/e2e/lab"
 	"fairlead/proxier/model"
 )
 
-// TestKernelNodePortAddresses: node ports answer on the addresses that were
-// asked for and on no others, and follow the node's addresses.
-func TestKernelNodePortAddresses(t *testing.T) {
-	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
-		t.Skip(err)
-	}
+// nodePortLab is a node with the Service web on its node ports and a health
+// check port, and the Node object with its addresses.
+func nodePortLab(t *testing.T) (*lab.Lab, *directory) {
+	t.Helper()
 	l := newLab(t)
-	node := l.Nodes[0]
-	dir := newDirectory(t)
-	dir.write("web.yaml", exposed(l, node.Pods[0])...)
+	node, dir := l.Nodes[0], newDirectory(t)
+	objects := exposed(l, node.Pods[0])
+	svc := objects[0].(*corev1.Service)
+	svc.Spec.ExternalTrafficPolicy, svc.Spec.HealthCheckNodePort = corev1.ServiceExternalTrafficPolicyLocal, healthPort
+	dir.write("web.yaml", objects...)
 	object := nodeObject(node.Label)
 	for _, f := range families() {
 		object.Status.Addresses = append(object.Status.Addresses,
 			corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: node.Addr(f).String()})
 	}
 	dir.write("node.yaml", object)
-	ask := func(when string, from *lab.NS, ip netip.Addr, want lab.Outcome) {
-		t.Helper()
-		p := lab.Probe{From: from, Network: "tcp", To: netip.AddrPortFrom(ip, 30080)}
-		if r := p.Once(ctx); r.Outcome != want {
-			t.Errorf("%s: %s: got %s, want %s", when, p, r, want)
-		}
-	}
-	bridge := func(f model.Family) netip.Addr { return node.PodCIDR(f).Addr().Next() }
+	return l, dir
+}
 
+const healthPort = 30099
+
+// TestKernelNodePortAddresses: node ports and health check ports answer on the
+// addresses that were asked for and on no others, and follow the node's
+// addresses. Packets for 127.0.0.1 are routed only where it is one of these.
+func TestKernelNodePortAddresses(t *testing.T) {
+	ctx := testContext(t)
+	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+		t.Skip(err)
+	}
+	l, dir := nodePortLab(t)
+	node := l.Nodes[0]
+	const four, six = model.IPv4, model.IPv6
+	bridge := func(f model.Family) netip.Addr { return node.PodCIDR(f).Addr().Next() }
+	loopback := netip.MustParseAddr("127.0.0.1")
+	for _, c := range []struct {
+		name        string
+		args        []string
+		answer, not []netip.Addr
+		localnet    string
+	}{
+		{"CIDR", []string{"192.0.2.0/24"}, []netip.Addr{node.Addr(four)}, []netip.Addr{bridge(four), node.Addr(six), loopback}, "0"},
+		{"primary", []string{"primary"}, []netip.Addr{node.Addr(four), node.Addr(six)}, []netip.Addr{bridge(four), bridge(six), loopback}, "0"},
+		{
+			"primary, which the agent is told", []string{"primary", "--bind-address", bridge(four).String()},
+			[]netip.Addr{bridge(four), node.Addr(six)}, []netip.Addr{node.Addr(four), bridge(six), loopback}, "0",
+		},
+		{"loopback", []string{"127.0.0.0/8"}, []netip.Addr{loopback}, []netip.Addr{node.Addr(four), node.Addr(six)}, "1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := startAgent(ctx, t, node, lab.NFT, append([]string{"--manifests", dir.path, "--nodeport-addresses"}, c.args...)...)
+			a.waitSynced(ctx, 0)
+			for ip, want := range outcomes(c.answer, c.not) {
+				p := lab.Probe{From: asker(l, ip), Network: "tcp", To: netip.AddrPortFrom(ip, 30080)}
+				if r := p.Once(ctx); r.Outcome != want {
+					t.Errorf("%s: got %s, want %s", p, r, want)
+				}
+				if got := connects(ctx, t, p.From, netip.AddrPortFrom(ip, healthPort)); got != (want == lab.Answered) {
+					t.Errorf("health check port at %s answers: %t, want %s", ip, got, want)
+				}
+			}
+			if got := routeLocalnet(t, node); got != c.localnet {
+				t.Errorf("route_localnet is %s, want %s", got, c.localnet)
+			}
+			a.stop()
+		})
+	}
+}
+
+// outcomes says which addresses answer and which refuse.
+func outcomes(answer, not []netip.Addr) map[netip.Addr]lab.Outcome {
+	out := map[netip.Addr]lab.Outcome{}
+	for _, ip := range answer {
+		out[ip] = lab.Answered
+	}
+	for _, ip := range not {
+		out[ip] = lab.Refused
+	}
+	return out
+}
+
+// asker is who can reach an address of the first node.
+func asker(l *lab.Lab, ip netip.Addr) *lab.NS {
+	node := l.Nodes[0]
+	switch {
+	case ip.IsLoopback():
+		return node.NS
+	case node.PodCIDR(model.FamilyOf(ip)).Contains(ip):
+		return node.Pods[1]
+	}
+	return l.Client
+}
+
+// connects tells whether somebody listens.
+func connects(ctx context.Context, t *testing.T, from *lab.NS, to netip.AddrPort) bool {
+	t.Helper()
+	conn, err := from.Dial(ctx, "tcp", to.String())
+	if err == nil {
+		return conn.Close() == nil
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("%s → %s: %v, want an answer or a refusal", from.Label, to, err)
+	}
+	return false
+}
+
+// TestKernelNodePortsFollowAddresses: an address that the node gets has node
+// ports at once, if it is one that they answer on.
+func TestKernelNodePortsFollowAddresses(t *testing.T) {
+	ctx := testContext(t)
+	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+		t.Skip(err)
+	}
+	l, dir := nodePortLab(t)
+	node := l.Nodes[0]
 	a := startAgent(ctx, t, node, lab.NFT, "--manifests", dir.path, "--nodeport-addresses", "192.0.2.0/24")
 	a.waitSynced(ctx, 0)
-	ask("in the CIDR", l.Client, node.Addr(model.IPv4), lab.Answered)
-	ask("outside the CIDR", node.Pods[1], bridge(model.IPv4), lab.Refused)
-	ask("a family without a CIDR", l.Client, node.Addr(model.IPv6), lab.Refused)
 	extra := netip.MustParsePrefix("192.0.2.77/24")
 	if err := node.AddAddr("eth0", extra); err != nil {
 		t.Fatal(err)
 	}
-	added := lab.Probe{From: l.Client, Network: "tcp", To: netip.AddrPortFrom(extra.Addr(), 30080)}
-	if _, err := added.WaitUntil(ctx, lab.Answered); err != nil {
+	p := lab.Probe{From: l.Client, Network: "tcp", To: netip.AddrPortFrom(extra.Addr(), 30080)}
+	if _, err := p.WaitUntil(ctx, lab.Answered); err != nil {
 		t.Errorf("an address that was added: %v", err)
 	}
 	a.stop()
-
 	a = startAgent(ctx, t, node, lab.NFT, "--manifests", dir.path, "--nodeport-addresses", "primary")
 	a.waitSynced(ctx, 0)
-	for _, f := range families() {
-		ask("primary", l.Client, node.Addr(f), lab.Answered)
-		ask("not primary", node.Pods[1], bridge(f), lab.Refused)
+	if r := p.Once(ctx); r.Outcome != lab.Refused {
+		t.Errorf("an address that is not primary: %s, want refused", r)
 	}
-	ask("not primary any more", l.Client, extra.Addr(), lab.Refused)
 }
 
 // TestKernelLocalDetection: by whatever sign pods are told, they keep their

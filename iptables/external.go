@@ -126,11 +126,9 @@ func (w *portRenderer) firewall() {
 	}
 }
 
-// nodeAdmitted tells whether a source range has an address of this node.
+// nodeAdmitted tells whether a source range has the node's own address.
 func (w *portRenderer) nodeAdmitted() bool {
-	return slices.ContainsFunc(w.SourceRanges, func(r netip.Prefix) bool {
-		return slices.ContainsFunc(w.nodeIPs, r.Contains)
-	})
+	return slices.ContainsFunc(w.SourceRanges, func(r netip.Prefix) bool { return r.Contains(w.nodeIP) })
 }
 
 // healthCheck lets the load balancer reach the health check node port.

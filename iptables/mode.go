@@ -113,10 +113,10 @@ func (m *Mode) stageNode(d proxier.Desired, staged map[ruleset.ChainKey]*ruleset
 		staged[ruleset.ChainKey{Table: ruleset.NAT, Name: markOutside}] = nil
 		maps.Copy(staged, m.render.fixedChains())
 	}
-	ips := !slices.Equal(m.node.IPs, d.Node.IPs)
-	m.render.nodeIPs = d.Node.IPs
+	ip := m.node.IP != d.Node.IP
+	m.render.nodeIP = d.Node.IP
 	m.node = d.Node
-	if !podCIDRs && !ips {
+	if !podCIDRs && !ip {
 		return
 	}
 	for p := range d.Snapshot.All() {

@@ -309,6 +309,6 @@ func TestNodeChanges(t *testing.T) {
 	step("a second one", node, nil, "-j KUBE-MARK-MASQ-OUTSIDE")
 	node.PodCIDRs = nil
 	step("none any more", node, nil)
-	node.IPs = []netip.Addr{netip.MustParseAddr("192.0.2.11")}
+	node.IP = netip.MustParseAddr("192.0.2.11")
 	step("an address that a source range has", node, nil, "-s 203.0.113.80/32 ")
 }

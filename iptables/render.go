@@ -43,8 +43,8 @@ type RenderConfig struct {
 // renderer turns Services into rules. It is pure.
 type renderer struct {
 	RenderConfig
-	// nodeIPs are the node's own addresses.
-	nodeIPs []netip.Addr
+	// nodeIP is the node's own address; it may be invalid.
+	nodeIP netip.Addr
 }
 
 // newRenderer brings the configuration into the form in which it can be

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -30,6 +31,9 @@ type LoopConfig struct {
 	NodeName string
 	// NodePortAddresses says where node ports answer.
 	NodePortAddresses NodePortAddresses
+	// NodeIP is the node's own address, in the place of that of its family in
+	// the Node object. It may be invalid.
+	NodeIP netip.Addr
 	// MinSyncPeriod is the least time between the starts of two syncs. Whatever
 	// it is, a sync that took t is followed by a rest of t.
 	MinSyncPeriod time.Duration
@@ -171,11 +175,22 @@ func (l *Loop) follow(ctx context.Context, d Desired) {
 func (l *Loop) nodeState(b Batch) NodeState {
 	n := NodeState{
 		Addrs:    ofFamily(b.NodeAddrs, l.Family),
-		IPs:      ofFamily(b.Node.Addrs, l.Family),
+		IP:       l.nodeIP(b.Node.Addrs),
 		PodCIDRs: rangesOfFamily(b.Node.PodCIDRs, l.Family),
 	}
-	n.NodePorts = l.NodePortAddresses.resolve(l.Family, n.Addrs, n.IPs)
+	n.NodePorts = l.NodePortAddresses.resolve(l.Family, n.Addrs, n.IP)
 	return n
+}
+
+// nodeIP returns the node's own address, given those of its Node object.
+func (l *Loop) nodeIP(addrs []netip.Addr) netip.Addr {
+	if l.NodeIP.IsValid() {
+		addrs = slices.Concat([]netip.Addr{l.NodeIP}, addrs)
+	}
+	if own := ofFamily(addrs, l.Family); len(own) > 0 {
+		return own[0]
+	}
+	return netip.Addr{}
 }
 
 // done notes that all that was taken is in the kernel.

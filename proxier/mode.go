@@ -59,8 +59,8 @@ type NodeState struct {
 	NodePorts NodePorts
 	// Addrs are the addresses that the node's interfaces have.
 	Addrs []netip.Addr
-	// IPs are the node's own addresses, as its Node object has them.
-	IPs []netip.Addr
+	// IP is the node's own address; invalid where that is not known.
+	IP netip.Addr
 	// PodCIDRs are where the node's own pods have their addresses, as its Node
 	// object has them.
 	PodCIDRs []netip.Prefix

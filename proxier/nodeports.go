@@ -16,15 +16,18 @@ type NodePortAddresses struct {
 	// address matches, node ports do not answer, whereas kube-proxy would open
 	// all of it.
 	CIDRs []netip.Prefix
-	// Primary selects the addresses of the Node object instead.
+	// Primary selects the node's own address instead.
 	Primary bool
 }
 
 // resolve returns where node ports answer in a family, given the addresses of
-// the node's interfaces and those of its Node object.
-func (n NodePortAddresses) resolve(f model.Family, addrs, nodeIPs []netip.Addr) NodePorts {
-	if n.Primary {
-		return NodePorts{Addrs: sorted(nodeIPs)}
+// the node's interfaces and its own, which may be invalid.
+func (n NodePortAddresses) resolve(f model.Family, addrs []netip.Addr, nodeIP netip.Addr) NodePorts {
+	switch {
+	case n.Primary && nodeIP.IsValid():
+		return NodePorts{Addrs: []netip.Addr{nodeIP}}
+	case n.Primary:
+		return NodePorts{}
 	}
 	cidrs := rangesOfFamily(n.CIDRs, f)
 	if len(n.CIDRs) == 0 || slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return c.Bits() == 0 }) {

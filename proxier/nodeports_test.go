@@ -12,7 +12,7 @@ import (
 // TestNodePortAddresses: where node ports answer.
 func TestNodePortAddresses(t *testing.T) {
 	addrs := parseAddrs("127.0.0.1", "192.0.2.11", "10.244.0.1", "::1", "2001:db8::11")
-	nodeIPs := parseAddrs("192.0.2.11")
+	nodeIP := netip.MustParseAddr("192.0.2.11")
 	cidrs := func(s ...string) NodePortAddresses {
 		var n NodePortAddresses
 		for _, c := range s {
@@ -32,10 +32,10 @@ func TestNodePortAddresses(t *testing.T) {
 		{"a CIDR of all", cidrs("192.0.2.0/24", "0.0.0.0/0"), model.IPv4, NodePorts{All: true}},
 		{"a CIDR that nothing matches", cidrs("203.0.113.0/24"), model.IPv4, NodePorts{}},
 		{"no CIDR of the family", cidrs("192.0.2.0/24"), model.IPv6, NodePorts{}},
-		{"the node's own", NodePortAddresses{Primary: true}, model.IPv4, NodePorts{Addrs: nodeIPs}},
+		{"the node's own", NodePortAddresses{Primary: true}, model.IPv4, NodePorts{Addrs: []netip.Addr{nodeIP}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if got := tc.n.resolve(tc.family, addrs, nodeIPs); !got.Equal(tc.want) {
+			if got := tc.n.resolve(tc.family, addrs, nodeIP); !got.Equal(tc.want) {
 				t.Errorf("got %+v, want %+v", got, tc.want)
 			}
 		})

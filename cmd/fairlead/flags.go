@@ -64,8 +64,8 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.detectLocal, "detect-local-mode", "ClusterCIDR", "How to tell the traffic of pods: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix.")
 	fs.StringVar(&o.podBridge, "pod-bridge-interface", "", "The bridge that pods are on, for BridgeInterface.")
 	fs.StringVar(&o.podPrefix, "pod-interface-name-prefix", "", "What the names of the pods' interfaces on the node begin with, for InterfaceNamePrefix.")
-	fs.StringSliceVar(&o.nodePortAddresses, "nodeport-addresses", nil, "Where node ports answer: CIDRs of the node's addresses, or primary for those of its Node object. Empty means on all addresses.")
-	fs.StringVar(&o.bindAddress, "bind-address", "0.0.0.0", "This node's address. An IPv6 address moves the defaults of the two addresses below to IPv6.")
+	fs.StringSliceVar(&o.nodePortAddresses, "nodeport-addresses", nil, "Where node ports answer: CIDRs of the node's addresses, or primary for its own. Empty means on all addresses.")
+	fs.StringVar(&o.bindAddress, "bind-address", "0.0.0.0", "This node's own address, in the place of the one in its Node object; an unspecified one means that. An IPv6 address moves the defaults of the two addresses below to IPv6.")
 	fs.StringVar(&o.healthzAddress, "healthz-bind-address", "0.0.0.0:10256", "Address and port of /healthz and /livez; empty means none.")
 	fs.StringVar(&o.metricsAddress, "metrics-bind-address", "127.0.0.1:10249", "Address and port of /metrics and /proxyMode; empty means none.")
 	fs.BoolVar(&o.bindHardFail, "bind-address-hard-fail", false, "Exit when an address cannot be bound, instead of trying again.")
@@ -97,6 +97,7 @@ type config struct {
 	variant      ruleset.Variant // empty: find out
 	clusterCIDRs map[model.Family][]netip.Prefix
 	nodePorts    proxier.NodePortAddresses
+	nodeIP       netip.Addr // invalid: that of the Node object
 	podInterface string
 	nodePodCIDRs bool
 	policy       source.Policy
@@ -265,11 +266,15 @@ func (o *options) checkNumbers() error {
 	return nil
 }
 
-// setAddresses fills in the defaults of the addresses to serve on.
+// setAddresses takes over the node's own address, and fills in the defaults of
+// those to serve on.
 func (c *config) setAddresses() error {
 	bind, err := netip.ParseAddr(c.bindAddress)
 	if err != nil {
 		return fmt.Errorf("--bind-address %q is not an IP address; write it like 0.0.0.0 or ::", c.bindAddress)
+	}
+	if !bind.IsUnspecified() {
+		c.nodeIP = bind
 	}
 	if bind.Is6() {
 		if !c.changed("healthz-bind-address") {

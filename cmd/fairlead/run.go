@@ -75,7 +75,7 @@ func run(ctx context.Context, cfg *config) error {
 		}
 		loop := proxier.NewLoop(proxier.LoopConfig{
 			Family: f, Mode: mode, Followers: followers, Tracker: tracker,
-			Health: state, Metrics: metrics, Warner: warner, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts,
+			Health: state, Metrics: metrics, Warner: warner, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts, NodeIP: cfg.nodeIP,
 			MinSyncPeriod: cfg.minSyncPeriod, SyncPeriod: cfg.syncPeriod,
 		})
 		g.Go(func() error { return loop.Run(ctx) })

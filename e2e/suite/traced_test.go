@@ -139,7 +139,7 @@ func render(t *testing.T, topo *topology, sc scenario, n *lab.Node, f model.Fami
 	slices.SortFunc(names, model.ServicePortName.Compare)
 	r, err := iptables.New(cfg, engine, nil, nil).Sync(t.Context(), proxier.Desired{
 		Snapshot: model.NewSnapshot().With(changes), Changed: names, Prune: true,
-		Node: proxier.NodeState{NodePorts: proxier.NodePorts{All: true}, IPs: []netip.Addr{n.Addr(f)}},
+		Node: proxier.NodeState{NodePorts: proxier.NodePorts{All: true}, IP: n.Addr(f)},
 	})
 	if err != nil || len(r.Refused) > 0 {
 		t.Fatalf("Sync(): %v, refused %q", err, r.Refused)
