@@ -10,8 +10,28 @@ import (
 )
 
 // A Service that has another's cluster IP as an external address would take
-// over its traffic (CVE-2020-8554). Which addresses are cluster IPs is known
-// only of all Services together, so it is here that such an address is refused.
+// over its traffic, or that of a Service yet to come (CVE-2020-8554). Which
+// addresses are cluster IPs is known only of all Services together, and which
+// may become one of the ServiceCIDRs, so it is here that such an address is
+// refused.
+
+// Reasons for which an external address is refused.
+const (
+	reasonClusterIP   = "is a cluster IP"
+	reasonServiceCIDR = "is inside a ServiceCIDR"
+)
+
+// RefusedAddr is an external address that a Service may not have.
+type RefusedAddr struct {
+	// Field is the list that it is in, as the Kubernetes API spells it.
+	Field string
+	Addr  netip.Addr
+	// Reason says why, in a few words.
+	Reason string
+}
+
+// String returns the address and the reason.
+func (r RefusedAddr) String() string { return r.Addr.String() + " " + r.Reason }
 
 // setClaims takes over what a Service has for addresses, and marks the Services
 // whose external addresses have become cluster IPs, or are none any more.
@@ -42,33 +62,78 @@ func (t *Tracker) countClusterIPs(ips []netip.Addr, by int) {
 		if t.clusterIPs[ip] = before + by; t.clusterIPs[ip] == 0 {
 			delete(t.clusterIPs, ip)
 		}
-		if before != 0 && before+by != 0 {
-			continue
-		}
-		for key := range t.claims[ip] {
-			if v := t.views[model.FamilyOf(ip)]; v != nil {
-				v.mark(key)
-			}
+		if before == 0 || before+by == 0 {
+			t.markClaims(ip)
 		}
 	}
 }
 
-// withoutClusterIPs returns a Service without the external addresses that are
-// cluster IPs, and these. It leaves svc alone.
-func (t *Tracker) withoutClusterIPs(svc *model.Service) (_ *model.Service, refused []netip.Addr) {
-	for _, ip := range externalAddrs(svc) {
-		if t.clusterIPs[ip] > 0 {
-			refused = append(refused, ip)
+// setServiceCIDR takes over a ServiceCIDR, nil where it is gone, and marks the
+// Services whose external addresses have come into it or left it.
+func (t *Tracker) setServiceCIDR(key model.ObjectKey, now *model.ServiceCIDR) {
+	old := t.serviceCIDRs[key]
+	if now == nil {
+		delete(t.serviceCIDRs, key)
+	} else {
+		t.serviceCIDRs[key] = now
+	}
+	for ip := range t.claims {
+		if before, after := old != nil && old.Contains(ip), now != nil && now.Contains(ip); before != after {
+			t.markClaims(ip)
 		}
 	}
-	if len(refused) == 0 {
+}
+
+// markClaims marks the Services that have an address as an external one.
+func (t *Tracker) markClaims(ip netip.Addr) {
+	if v := t.views[model.FamilyOf(ip)]; v != nil {
+		for key := range t.claims[ip] {
+			v.mark(key)
+		}
+	}
+}
+
+// withoutRefused returns a Service without the external addresses that it may
+// not have, and those of family f. It leaves svc alone.
+func (t *Tracker) withoutRefused(svc *model.Service, f model.Family) (_ *model.Service, refused []RefusedAddr) {
+	if svc == nil {
+		return nil, nil
+	}
+	external, r1 := t.sort("spec.externalIPs", svc.ExternalIPs)
+	ingress, r2 := t.sort("status.loadBalancer.ingress", svc.LoadBalancerIPs)
+	if len(r1)+len(r2) == 0 {
 		return svc, nil
 	}
-	isRefused := func(ip netip.Addr) bool { return slices.Contains(refused, ip) }
 	out := *svc
-	out.ExternalIPs = slices.DeleteFunc(slices.Clone(svc.ExternalIPs), isRefused)
-	out.LoadBalancerIPs = slices.DeleteFunc(slices.Clone(svc.LoadBalancerIPs), isRefused)
-	return &out, refused
+	out.ExternalIPs, out.LoadBalancerIPs = external, ingress
+	isOther := func(r RefusedAddr) bool { return model.FamilyOf(r.Addr) != f }
+	return &out, slices.DeleteFunc(append(r1, r2...), isOther)
+}
+
+// sort returns the addresses of a field that a Service may have, and the others.
+func (t *Tracker) sort(field string, addrs []netip.Addr) (allowed []netip.Addr, refused []RefusedAddr) {
+	for _, ip := range addrs {
+		if reason := t.whyRefused(ip); reason != "" {
+			refused = append(refused, RefusedAddr{Field: field, Addr: ip, Reason: reason})
+		} else {
+			allowed = append(allowed, ip)
+		}
+	}
+	return allowed, refused
+}
+
+// whyRefused returns why no Service may have an external address, empty where
+// one may.
+func (t *Tracker) whyRefused(ip netip.Addr) string {
+	if t.clusterIPs[ip] > 0 {
+		return reasonClusterIP
+	}
+	for _, c := range t.serviceCIDRs {
+		if c.Contains(ip) {
+			return reasonServiceCIDR
+		}
+	}
+	return ""
 }
 
 // externalAddrs returns the external addresses of a Service, nil of none.

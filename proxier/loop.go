@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -56,6 +57,8 @@ type Loop struct {
 	failures int
 	// refused is what the last sync reported, so that it is logged once.
 	refused []string
+	// refusedAddrs are what was told of Services' external addresses.
+	refusedAddrs map[model.ObjectKey][]RefusedAddr
 }
 
 // The bounds of the time between a failed sync and the next one.
@@ -71,6 +74,8 @@ func NewLoop(cfg LoopConfig) *Loop {
 		snapshot:   model.NewSnapshot(),
 		ports:      map[model.ObjectKey][]model.ServicePortName{},
 		changed:    map[model.ServicePortName]bool{},
+
+		refusedAddrs: map[model.ObjectKey][]RefusedAddr{},
 	}
 }
 
@@ -241,22 +246,55 @@ func (l *Loop) resolve(b Batch) {
 // Warner tells the users of a Service what is wrong with it, by Events say. It
 // does not block.
 type Warner interface {
-	Warn(service model.ObjectKey, reason, message string)
+	Warn(service model.ObjectKey, w model.Warning)
 }
 
-// warnRefused tells of external addresses that were left out, each time that
-// their Service has changed.
+// warnRefused tells which external addresses of a Service are left out, each
+// time that these are others than before.
 func (l *Loop) warnRefused(ctx context.Context, b Batch) {
 	for key, st := range b.Services {
-		if refused := ofFamily(st.Refused, l.Family); len(refused) > 0 {
-			l.Metrics.refusedExternal.WithLabelValues(l.Family.String()).Add(float64(len(refused)))
-			klog.FromContext(ctx).Error(nil, "Refused external addresses that are cluster IPs of Services",
-				"service", key, "addresses", fmt.Sprint(refused))
+		told := l.refusedAddrs[key]
+		if slices.Equal(told, st.Refused) {
+			continue
+		}
+		if len(st.Refused) == 0 {
+			delete(l.refusedAddrs, key)
+			if st.Service != nil {
+				klog.FromContext(ctx).Info("No external address of the Service is refused any more", "service", key)
+			}
+			continue
+		}
+		l.refusedAddrs[key] = st.Refused
+		fresh := slices.DeleteFunc(slices.Clone(st.Refused), func(r RefusedAddr) bool { return slices.Contains(told, r) })
+		l.Metrics.refusedExternal.WithLabelValues(l.Family.String()).Add(float64(len(fresh)))
+		klog.FromContext(ctx).Error(nil, "Refused external addresses, the rest of the Service is used", "service", key, "refused", inWords(st.Refused))
+		for _, r := range fresh[:min(len(fresh), maxWarnings)] {
 			if l.Warner != nil {
-				l.Warner.Warn(key, "FairleadRefused", fmt.Sprintf("External addresses %v are left out: they are cluster IPs of Services", refused))
+				l.Warner.Warn(key, model.Warning{
+					Field: fmt.Sprintf("%s{%s}", r.Field, r.Addr), Reason: "FairleadRefused",
+					Message: fmt.Sprintf("External address %s and is left out", r),
+				})
 			}
 		}
 	}
+}
+
+// maxWarnings bounds how many addresses of a Service its users hear of at once.
+const maxWarnings = 3
+
+// maxListed bounds how many refused addresses of a Service are told one by one.
+const maxListed = 10
+
+func inWords(refused []RefusedAddr) string {
+	var what []string
+	for i, r := range refused {
+		if i == maxListed {
+			what = append(what, fmt.Sprintf("and %d more", len(refused)-i))
+			break
+		}
+		what = append(what, r.String())
+	}
+	return strings.Join(what, ", ")
 }
 
 // backoff returns the pause after a number of failures in a row: doubled each

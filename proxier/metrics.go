@@ -58,7 +58,7 @@ func NewMetrics(reg prometheus.Registerer, families []model.Family) *Metrics {
 
 		syncFailures:       counter("fairlead", "sync_failures_total", "Syncs that failed and are retried.", "ip_family"),
 		checkFailures:      counter("fairlead", "check_failures_total", "Checks of the kernel for what others changed that could not be done.", "ip_family"),
-		refusedExternal:    counter("fairlead", "external_addresses_refused_total", "External addresses of changed Services that were left out because they are cluster IPs.", "ip_family"),
+		refusedExternal:    counter("fairlead", "external_addresses_refused_total", "External addresses of Services that were left out because they are cluster IPs or inside a ServiceCIDR.", "ip_family"),
 		repaired:           counter("fairlead", "drift_repaired_total", "Kernel objects of ours that others changed, and that were repaired.", "ip_family"),
 		refused:            gauge("fairlead", "kernel_refused", "Kernel objects that the kernel does not accept and that are left out.", "ip_family"),
 		consecutiveFailure: gauge("fairlead", "sync_consecutive_failures", "Failed syncs since the last one that succeeded.", "ip_family"),

@@ -44,8 +44,9 @@ type Tracker struct {
 	owner map[model.ObjectKey]model.ObjectKey
 	// clusterIPs counts the Services that have a cluster IP, and claims are the
 	// Services that have an address as an external one.
-	clusterIPs map[netip.Addr]int
-	claims     map[netip.Addr]map[model.ObjectKey]bool
+	clusterIPs   map[netip.Addr]int
+	claims       map[netip.Addr]map[model.ObjectKey]bool
+	serviceCIDRs map[model.ObjectKey]*model.ServiceCIDR
 
 	status model.SourceStatus
 	node   model.Node
@@ -87,9 +88,10 @@ func NewTracker(cfg TrackerConfig) *Tracker {
 		slices:   map[model.ObjectKey]map[model.ObjectKey]*model.EndpointSlice{},
 		owner:    map[model.ObjectKey]model.ObjectKey{},
 
-		clusterIPs: map[netip.Addr]int{},
-		claims:     map[netip.Addr]map[model.ObjectKey]bool{},
-		views:      map[model.Family]*view{},
+		clusterIPs:   map[netip.Addr]int{},
+		claims:       map[netip.Addr]map[model.ObjectKey]bool{},
+		serviceCIDRs: map[model.ObjectKey]*model.ServiceCIDR{},
+		views:        map[model.Family]*view{},
 	}
 	for _, f := range cfg.Families {
 		t.views[f] = &view{wake: make(chan struct{}, 1), dirty: map[model.ObjectKey]bool{}}
@@ -107,6 +109,9 @@ func (t *Tracker) Update(c model.Changes) {
 	}
 	for key, slice := range c.EndpointSlices {
 		t.setSlice(key, slice)
+	}
+	for key, cidr := range c.ServiceCIDRs {
+		t.setServiceCIDR(key, cidr)
 	}
 	if c.Node != nil {
 		t.setNode(c.Node.Node)
@@ -277,8 +282,8 @@ type Batch struct {
 type ServiceState struct {
 	Service *model.Service // nil where there is no such Service
 	Slices  []*model.EndpointSlice
-	// Refused are external addresses that were left out of Service.
-	Refused []netip.Addr
+	// Refused are external addresses of the family that were left out of Service.
+	Refused []RefusedAddr
 }
 
 // Take returns what has changed for family f since the last Take.
@@ -297,7 +302,7 @@ func (t *Tracker) Take(f model.Family) Batch {
 	}
 	for key := range v.dirty {
 		st := ServiceState{}
-		st.Service, st.Refused = t.withoutClusterIPs(t.services[key])
+		st.Service, st.Refused = t.withoutRefused(t.services[key], f)
 		for _, s := range t.slices[key] {
 			st.Slices = append(st.Slices, s)
 		}

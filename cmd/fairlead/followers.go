@@ -94,7 +94,10 @@ func newHealthChecks(f model.Family, state *health.State, warner proxier.Warner)
 	cfg := health.NodePortsConfig{State: state}
 	if warner != nil {
 		cfg.Failed = func(s model.ObjectKey, port uint16, err error) {
-			warner.Warn(s, "FailedToStartServiceHealthcheck", fmt.Sprintf("node cannot answer on health check node port %d: %v", port, err))
+			warner.Warn(s, model.Warning{
+				Field: "spec.healthCheckNodePort", Reason: "FailedToStartServiceHealthcheck",
+				Message: fmt.Sprintf("node cannot answer on health check node port %d: %v", port, err),
+			})
 		}
 	}
 	return &healthChecks{f, health.NewNodePortServices(), health.NewNodePorts(cfg)}

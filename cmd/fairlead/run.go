@@ -63,7 +63,7 @@ func run(ctx context.Context, cfg *config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nodeaddr.Watch(ctx, setAddrs) })
 	g.Go(func() error { return src.Run(ctx, tracker) })
-	warner, _ := src.(proxier.Warner) // a directory has nowhere to write Events
+	warner, _ := src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
 	flowMetrics := conntrack.NewMetrics(reg, node.families)
 	for _, f := range node.families {
 		checks := newHealthChecks(f, state, warner)
@@ -95,6 +95,8 @@ func run(ctx context.Context, cfg *config) error {
 	klog.FromContext(ctx).Info("Stopped, the rules stay in place")
 	return err
 }
+
+var _ proxier.Warner = (*apiserver.Source)(nil)
 
 // newSource returns the one source that the flags ask for. With a directory of
 // manifests no API client is made, even if a kubeconfig is named.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package model holds the plain data that flows through Fairlead: the objects
-// as sources deliver them (Service, EndpointSlice, Node) and what the resolver
-// makes of them for one node and one address family (ServicePort, Snapshot).
+// as sources deliver them (Service, EndpointSlice, ServiceCIDR, Node) and what the
+// resolver makes of them for one node and one address family (ServicePort,
+// Snapshot).
 //
 // It is a leaf: no Kubernetes types, no I/O, no kernel. Every value in it has
 // passed validation at the source, so consumers need not check again. Values
@@ -11,6 +12,7 @@ package model
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -147,6 +149,18 @@ type SliceEndpoint struct {
 	ForZones, ForNodes []string
 }
 
+// ServiceCIDR is a range that cluster IPs are given out of.
+type ServiceCIDR struct {
+	Key ObjectKey // without a namespace
+	// CIDRs have the bits of the host cleared.
+	CIDRs []netip.Prefix
+}
+
+// Contains reports whether addr may be given out as a cluster IP.
+func (c *ServiceCIDR) Contains(addr netip.Addr) bool {
+	return slices.ContainsFunc(c.CIDRs, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
 // Node is the node that this agent runs on.
 type Node struct {
 	Name string
@@ -164,11 +178,22 @@ type Node struct {
 	ToBeDeleted bool
 }
 
+// Warning is something that is wrong with a Service, for those who use it.
+type Warning struct {
+	// Field is the path of the value that it is about, like "spec.ports[0]". Of
+	// two with the same field and reason, about the same version of a Service, the
+	// second says nothing new.
+	Field string
+	// Reason is one word, and Message a sentence.
+	Reason, Message string
+}
+
 // Changes is one step of a source: everything in it takes effect at once. A
 // nil object means that it is gone.
 type Changes struct {
 	Services       map[ObjectKey]*Service
 	EndpointSlices map[ObjectKey]*EndpointSlice
+	ServiceCIDRs   map[ObjectKey]*ServiceCIDR
 	// Node is nil where the step says nothing of the node.
 	Node *NodeChange
 	// NodeAddrs is nil where the step says nothing of the addresses that the

@@ -114,10 +114,12 @@ const lookupTimeout = 10 * time.Second
 // warn writes one Event about a Service. Its identity, by which kubectl
 // describe finds its Events, is asked for by a list, which needs no permission
 // that the agent does not have anyway.
-func (w *eventWriter) warn(client kubernetes.Interface, key model.ObjectKey, reason, message string) {
+func (w *eventWriter) warn(client kubernetes.Interface, key model.ObjectKey, warning model.Warning) {
 	ctx, cancel := context.WithTimeout(w.ctx, lookupTimeout)
 	defer cancel()
-	about := &corev1.ObjectReference{Kind: source.KindService, APIVersion: "v1", Namespace: key.Namespace, Name: key.Name}
+	about := &corev1.ObjectReference{
+		Kind: source.KindService, APIVersion: "v1", Namespace: key.Namespace, Name: key.Name, FieldPath: warning.Field,
+	}
 	found, err := client.CoreV1().Services(key.Namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, key.Name).String(), Limit: 1,
 	})
@@ -125,7 +127,7 @@ func (w *eventWriter) warn(client kubernetes.Interface, key model.ObjectKey, rea
 		about.UID, about.ResourceVersion = found.Items[0].UID, found.Items[0].ResourceVersion
 	}
 	if w.ctx.Err() == nil {
-		w.recorder.Eventf(about, nil, corev1.EventTypeWarning, reason, eventAction, "%s", note(message, ""))
+		w.recorder.Eventf(about, nil, corev1.EventTypeWarning, warning.Reason, eventAction, "%s", note(warning.Message, ""))
 	}
 }
 

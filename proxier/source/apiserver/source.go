@@ -203,9 +203,9 @@ func (s *Source) node(ctx context.Context, events *eventWriter, own *ownNode) (i
 // Warn writes an Event about a Service, for what is found out only after the
 // source. It does not wait for the API server, does nothing while Run does not
 // run, and is bounded as all Events are.
-func (s *Source) Warn(service model.ObjectKey, reason, message string) {
+func (s *Source) Warn(service model.ObjectKey, warning model.Warning) {
 	if w := s.events.Load(); w != nil && w.limit.TryAccept() {
-		go w.warn(s.config.Client, service, reason, message)
+		go w.warn(s.config.Client, service, warning)
 	}
 }
 
