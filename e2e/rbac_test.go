@@ -59,14 +59,11 @@ func TestKernelPermissions(t *testing.T) {
 // which only the agent as a whole can see, and waits for the Event about it.
 func thiefInEvent(ctx context.Context, t *testing.T, c kubernetes.Interface) {
 	t.Helper()
-	w, err := c.EventsV1().Events("default").Watch(ctx, metav1.ListOptions{FieldSelector: "reason=FairleadRefused"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Stop()
+	w := watchEvents(ctx, t, c, "FairleadRefused")
 	svc := service("a-thief", 78)
 	svc.Spec.ExternalIPs = []string{vip(model.IPv4, 10).String()}
-	if svc, err = c.CoreV1().Services(svc.Namespace).Create(ctx, svc, metav1.CreateOptions{}); err != nil {
+	svc, err := c.CoreV1().Services(svc.Namespace).Create(ctx, svc, metav1.CreateOptions{})
+	if err != nil {
 		t.Fatal(err)
 	}
 	for {
@@ -90,11 +87,7 @@ func refusedInEvent(ctx context.Context, t *testing.T, c kubernetes.Interface, n
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := c.EventsV1().Events(svc.Namespace).Watch(ctx, metav1.ListOptions{FieldSelector: "reason=FairleadRefused"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Stop()
+	w := watchEvents(ctx, t, c, "FairleadRefused")
 	want := map[string]string{
 		"spec.externalIPs[0]": `Service "default/greedy": spec.externalIPs[0] "10.96.0.77": is a cluster IP of the same Service`,
 		"spec.externalIPs[1]": `Service "default/greedy": spec.externalIPs[1] "239.1.1.1": is a multicast address`,
@@ -120,6 +113,17 @@ func refusedInEvent(ctx context.Context, t *testing.T, c kubernetes.Interface, n
 			return
 		}
 	}
+}
+
+// watchEvents watches the Events of one reason in the namespace default.
+func watchEvents(ctx context.Context, t *testing.T, c kubernetes.Interface, reason string) watch.Interface {
+	t.Helper()
+	w, err := c.EventsV1().Events("default").Watch(ctx, metav1.ListOptions{FieldSelector: "reason=" + reason})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Stop)
+	return w
 }
 
 // nextEvent returns the next Event of a watch.

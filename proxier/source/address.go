@@ -3,7 +3,9 @@
 package source
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -105,6 +107,29 @@ func parsePrefix(s string) (prefix netip.Prefix, reason string) {
 		return netip.Prefix{}, reasonMapped
 	}
 	return netip.PrefixFrom(addr, int(bits)).Masked(), ""
+}
+
+// prefixList returns the valid ones of a list of CIDRs, without duplicates. What
+// is beyond the limit is refused.
+func prefixList(field string, in []string, limit int, r *refusals) []netip.Prefix {
+	var out []netip.Prefix
+	for i, value := range bounded(r, field, in, limit) {
+		out = appendPrefix(out, fmt.Sprintf("%s[%d]", field, i), value, r)
+	}
+	return out
+}
+
+// appendPrefix appends the prefix that value spells, unless it is there already.
+func appendPrefix(out []netip.Prefix, field, value string, r *refusals) []netip.Prefix {
+	prefix, reason := parsePrefix(value)
+	if reason != "" {
+		r.add(field, value, reason)
+		return out
+	}
+	if slices.Contains(out, prefix) {
+		return out
+	}
+	return append(out, prefix)
 }
 
 // familyOf returns the family that an EndpointSlice's addressType names; ok is

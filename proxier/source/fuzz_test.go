@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"fairlead/proxier/model"
 	"fairlead/proxier/source"
@@ -44,6 +45,7 @@ func FuzzTranslate(f *testing.F) {
 		`{"metadata":{"name":"n","labels":{"topology.kubernetes.io/zone":"Zone_1.a"}},"spec":{"podCIDR":"10.244.0.1/24","podCIDRs":["10.244.0.1/24","fd00::/64","x"]},
 		  "status":{"addresses":[{"type":"InternalIP","address":"10.0.0.1"},{"type":"ExternalIP","address":"192.0.2.1"},{"type":"ExternalIP","address":"2001:db8::1"},{"type":"Hostname","address":"n"}]}}`,
 		`{"metadata":{"name":"node.example","deletionTimestamp":"2026-01-01T00:00:00Z"},"spec":{"taints":[{"key":"x"}]}}`,
+		`{"metadata":{"name":"kubernetes"},"spec":{"cidrs":["10.96.0.1/12","10.96.0.0/12","fd00::/112","::ffff:10.0.0.0/104","x"]}}`,
 		`{"metadata":{"namespace":"a\nCOMMIT","name":"\"x"},"spec":{"clusterIP":"1.2.3.4"}}`,
 	} {
 		f.Add([]byte(seed))
@@ -60,6 +62,12 @@ func FuzzTranslate(f *testing.F) {
 		if json.Unmarshal(data, &slice) == nil {
 			if s, ok, refused := source.TranslateEndpointSlice(&slice); ok {
 				check(t, sourcetest.CheckEndpointSlice(s), refused)
+			}
+		}
+		var cidr networkingv1.ServiceCIDR
+		if json.Unmarshal(data, &cidr) == nil {
+			if c, ok, refused := source.TranslateServiceCIDR(&cidr); ok {
+				check(t, sourcetest.CheckServiceCIDR(c), refused)
 			}
 		}
 		var node corev1.Node

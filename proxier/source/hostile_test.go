@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"fairlead/proxier/source"
@@ -164,6 +165,25 @@ func TestHostileStrings(t *testing.T) {
 				checkUnmarked(t, path, s)
 			}
 			if ok != !takesAll(path, "ObjectMeta.Namespace", "ObjectMeta.Name", "ObjectMeta.Labels["+source.LabelServiceName, "AddressType") {
+				t.Errorf("%s: used %v", path, ok)
+			}
+		})
+	})
+	t.Run("ServiceCIDR", func(t *testing.T) {
+		cidr := &networkingv1.ServiceCIDR{ObjectMeta: name(), Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/12", "fd00::/112"}}}
+		if _, ok, refused := source.TranslateServiceCIDR(cidr); !ok || len(refused) > 0 {
+			t.Fatalf("the valid ServiceCIDR is refused: %v", refused)
+		}
+		eachString(reflect.ValueOf(cidr).Elem(), "", func(path string) {
+			c, ok, refused := source.TranslateServiceCIDR(cidr)
+			if ok {
+				check(t, sourcetest.CheckServiceCIDR(c), refused)
+				checkUnmarked(t, path, c)
+			}
+			if ok && strings.Contains(path, "CIDRs[0]") && len(c.CIDRs) != 1 {
+				t.Errorf("%s: got %v, want the other alone", path, c.CIDRs)
+			}
+			if ok != !takesAll(path, "ObjectMeta.Name ") {
 				t.Errorf("%s: used %v", path, ok)
 			}
 		})

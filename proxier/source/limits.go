@@ -32,6 +32,10 @@ const (
 
 	// maxNodeAddrs bounds the addresses and the pod CIDRs of a Node.
 	maxNodeAddrs = 64
+
+	// maxServiceCIDRs bounds the CIDRs of a ServiceCIDR. The API allows one of
+	// each family (v1.36).
+	maxServiceCIDRs = 64
 )
 
 // forPorts returns how many elements a list may have of which there are rules

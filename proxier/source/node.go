@@ -96,23 +96,7 @@ func podCIDRs(spec *corev1.NodeSpec, r *refusals) []netip.Prefix {
 		if spec.PodCIDR == "" {
 			return nil
 		}
-		return appendPodCIDR(nil, "spec.podCIDR", spec.PodCIDR, r)
+		return appendPrefix(nil, "spec.podCIDR", spec.PodCIDR, r)
 	}
-	var out []netip.Prefix
-	for i, value := range bounded(r, "spec.podCIDRs", spec.PodCIDRs, maxNodeAddrs) {
-		out = appendPodCIDR(out, fmt.Sprintf("spec.podCIDRs[%d]", i), value, r)
-	}
-	return out
-}
-
-func appendPodCIDR(out []netip.Prefix, field, value string, r *refusals) []netip.Prefix {
-	prefix, reason := parsePrefix(value)
-	if reason != "" {
-		r.add(field, value, reason)
-		return out
-	}
-	if slices.Contains(out, prefix) {
-		return out
-	}
-	return append(out, prefix)
+	return prefixList("spec.podCIDRs", spec.PodCIDRs, maxNodeAddrs, r)
 }

@@ -15,6 +15,7 @@ import (
 const (
 	KindService       = "Service"
 	KindEndpointSlice = "EndpointSlice"
+	KindServiceCIDR   = "ServiceCIDR"
 	KindNode          = "Node"
 )
 
@@ -32,10 +33,10 @@ const maxRefusals = 100
 // was therefore left out: the value alone where the rest of the object makes
 // sense without it, otherwise the whole object.
 type Refusal struct {
-	// Kind is KindService, KindEndpointSlice or KindNode.
+	// Kind is one of the kinds above.
 	Kind string
 	// Key names the object. Its parts are bounded but may hold any byte, as
-	// they may be what is refused. Namespace is empty for a Node.
+	// they may be what is refused. Namespace is empty for a Node or ServiceCIDR.
 	Key model.ObjectKey
 	// Field is the path of the value in the object, like "spec.ports[0].port".
 	Field string

@@ -41,6 +41,7 @@ func TestMetricsHaveEveryKindFromTheStart(t *testing.T) {
 fairlead_objects_refused_total{kind="EndpointSlice"} 0
 fairlead_objects_refused_total{kind="Node"} 0
 fairlead_objects_refused_total{kind="Service"} 0
+fairlead_objects_refused_total{kind="ServiceCIDR"} 0
 `
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want)); err != nil {
 		t.Error(err)

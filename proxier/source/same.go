@@ -45,6 +45,15 @@ func sameEndpoint(a, b model.SliceEndpoint) bool {
 		slices.Equal(a.ForZones, b.ForZones) && slices.Equal(a.ForNodes, b.ForNodes)
 }
 
+// SameServiceCIDR reports whether a and b mean the same to a consumer; nil
+// stands for no object.
+func SameServiceCIDR(a, b *model.ServiceCIDR) bool {
+	if a == b || a == nil || b == nil {
+		return a == b
+	}
+	return a.Key == b.Key && slices.Equal(a.CIDRs, b.CIDRs)
+}
+
 // SameNode reports whether a and b mean the same to a consumer; nil stands for
 // no object.
 func SameNode(a, b *model.Node) bool {

@@ -72,6 +72,15 @@ func TestSameSeesEveryField(t *testing.T) {
 			t.Errorf("SameEndpointSlice with another %s = %v", field, got)
 		}
 	})
+	changedCIDR := &model.ServiceCIDR{}
+	if !SameServiceCIDR(&model.ServiceCIDR{}, changedCIDR) {
+		t.Error("equal ServiceCIDRs differ")
+	}
+	changeEachField(t, changedCIDR, func(field string) {
+		if SameServiceCIDR(&model.ServiceCIDR{}, changedCIDR) {
+			t.Errorf("SameServiceCIDR does not see %s", field)
+		}
+	})
 	changedNode := &model.Node{Name: "n"}
 	if !SameNode(&model.Node{Name: "n"}, changedNode) {
 		t.Error("equal Nodes differ")
@@ -84,10 +93,10 @@ func TestSameSeesEveryField(t *testing.T) {
 }
 
 func TestSameAndNil(t *testing.T) {
-	if !SameService(nil, nil) || !SameEndpointSlice(nil, nil) || !SameNode(nil, nil) {
+	if !SameService(nil, nil) || !SameEndpointSlice(nil, nil) || !SameServiceCIDR(nil, nil) || !SameNode(nil, nil) {
 		t.Error("nil differs from nil")
 	}
-	if SameService(nil, &model.Service{}) || SameEndpointSlice(&model.EndpointSlice{}, nil) || SameNode(nil, &model.Node{}) {
+	if SameService(nil, &model.Service{}) || SameEndpointSlice(&model.EndpointSlice{}, nil) || SameServiceCIDR(nil, &model.ServiceCIDR{}) || SameNode(nil, &model.Node{}) {
 		t.Error("nil is the same as an object")
 	}
 }

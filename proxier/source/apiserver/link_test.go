@@ -125,7 +125,7 @@ func TestServerGoesAwayAndComesBack(t *testing.T) {
 		client.PrependReactor("list", "*", func(kubetesting.Action) (bool, runtime.Object, error) {
 			return away.Load(), nil, down
 		})
-		watches := make(chan *watch.FakeWatcher, 3)
+		watches := make(chan *watch.FakeWatcher, 4)
 		client.PrependWatchReactor("*", func(kubetesting.Action) (bool, watch.Interface, error) {
 			if away.Load() {
 				return true, nil, down
@@ -142,7 +142,7 @@ func TestServerGoesAwayAndComesBack(t *testing.T) {
 		before := len(r.Steps())
 
 		away.Store(true)
-		for range 3 {
+		for range 4 {
 			(<-watches).Stop()
 		}
 		time.Sleep(5*time.Minute + time.Second)

@@ -31,9 +31,17 @@ type lister[L runtime.Object] interface {
 	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
 }
 
+// outcomes is told how the requests for a resource go.
+type outcomes interface {
+	// failed takes the error of a request.
+	failed(ctx context.Context, resource string, err error)
+	// watching takes note that a watch stands.
+	watching(ctx context.Context, resource string)
+}
+
 // listWatch returns the requests of an informer for the selected objects of
 // one resource. The outcome of each goes to the link.
-func listWatch[L runtime.Object](client kubernetes.Interface, link *link, resource string, from lister[L], selector metav1.ListOptions) cache.ListerWatcher {
+func listWatch[L runtime.Object](client kubernetes.Interface, link outcomes, resource string, from lister[L], selector metav1.ListOptions) cache.ListerWatcher {
 	selected := func(opts metav1.ListOptions) metav1.ListOptions {
 		opts.LabelSelector = selector.LabelSelector
 		opts.FieldSelector = selector.FieldSelector
@@ -69,6 +77,10 @@ func services(client kubernetes.Interface, link *link) cache.ListerWatcher {
 func endpointSlices(client kubernetes.Interface, link *link) cache.ListerWatcher {
 	return listWatch(client, link, "endpointslices", client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll),
 		metav1.ListOptions{LabelSelector: endpointLabels})
+}
+
+func serviceCIDRs(client kubernetes.Interface, link *optional) cache.ListerWatcher {
+	return listWatch(client, link, "servicecidrs", client.NetworkingV1().ServiceCIDRs(), metav1.ListOptions{})
 }
 
 func node(client kubernetes.Interface, link *link, name string) cache.ListerWatcher {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
@@ -41,9 +42,9 @@ type Config struct {
 	Metrics *source.Metrics
 }
 
-// Source reads Services, EndpointSlices and the agent's own Node from the API
-// server, and writes Events on those of which it refuses something. It uses
-// little memory: the objects are stored as the model has them, and once.
+// Source reads Services, EndpointSlices, ServiceCIDRs and the agent's own Node
+// from the API server, and writes Events on those of which it refuses something.
+// It uses little memory: the objects are stored as the model has them, and once.
 type Source struct {
 	config   Config
 	reporter *source.Reporter
@@ -88,7 +89,8 @@ func serverURL(client kubernetes.Interface) string {
 // API server cannot be read it retries, and what was delivered stays.
 //
 // The status turns to listed and complete once every Service and EndpointSlice
-// of the first list has been delivered, and the Node, unless that takes long.
+// of the first list has been delivered, and the ServiceCIDRs and the Node, unless
+// that takes long, or the API server has no ServiceCIDRs or does not show them.
 // That there is no Node is delivered once the Node has been asked for and was
 // not there.
 func (s *Source) Run(ctx context.Context, sink source.Sink) error {
@@ -110,6 +112,12 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	if err != nil {
 		return fmt.Errorf("make informer for endpointslices: %w", err)
 	}
+	ranges := newOptional(s.link, "Cannot read ServiceCIDRs, external addresses are kept out of --service-cidrs and of those known so far alone; "+
+		"let the agent list and watch servicecidrs of networking.k8s.io")
+	cidrs, err := s.serviceCIDRs(ctx, events, ranges, sink)
+	if err != nil {
+		return fmt.Errorf("make informer for servicecidrs: %w", err)
+	}
 	node, err := s.node(ctx, events, own)
 	if err != nil {
 		return fmt.Errorf("make informer for nodes: %w", err)
@@ -117,12 +125,12 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 
 	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
-	for _, i := range []informer{services, slices, node} {
+	for _, i := range []informer{services, slices, cidrs, node} {
 		g.Go(func() error { i.RunWithContext(ctx); return nil })
 	}
 	g.Go(func() error {
 		if cache.WaitFor(ctx, "", services.delivered, slices.delivered) {
-			awaitNode(ctx, node)
+			awaitRest(ctx, node, cidrs, ranges)
 			sink.Update(model.Changes{Status: &model.SourceStatus{Listed: true, Complete: true}})
 			klog.FromContext(ctx).Info("Listed Services and EndpointSlices")
 		}
@@ -159,17 +167,23 @@ func waitAtMost(ctx context.Context, d time.Duration, wait func() error) error {
 	}
 }
 
-// nodePatience is how long the first list waits for the Node.
-const nodePatience = 10 * time.Second
+// restPatience is how long the first list waits for the Node and ServiceCIDRs.
+const restPatience = 10 * time.Second
 
-// awaitNode waits for the Node, or for the news that there is none, since rules
-// depend on it: written without it, they would be written again with it. A Node
-// that cannot be read must not keep the rest from being programmed.
-func awaitNode(ctx context.Context, node informer) {
-	limited, cancel := context.WithTimeout(ctx, nodePatience)
+// awaitRest waits for the Node, or for the news that there is none, and for the
+// ServiceCIDRs, since rules depend on both: written without, they would be
+// written again with them. What cannot be read must not keep the rest from being
+// programmed.
+func awaitRest(ctx context.Context, node, cidrs informer, ranges *optional) {
+	limited, cancel := context.WithTimeout(ctx, restPatience)
 	defer cancel()
 	if !cache.WaitFor(limited, "", node.delivered) && ctx.Err() == nil {
-		klog.FromContext(ctx).Error(nil, "Cannot read the Node, going on without its zone, addresses and pod CIDRs", "after", nodePatience)
+		klog.FromContext(ctx).Error(nil, "Cannot read the Node, going on without its zone, addresses and pod CIDRs", "after", restPatience)
+	}
+	select {
+	case <-cidrs.delivered.Done():
+	case <-ranges.absent:
+	case <-limited.Done(): // the link tells of it
 	}
 }
 
@@ -191,6 +205,15 @@ func (s *Source) endpointSlices(ctx context.Context, events *eventWriter, sink s
 	return newInformer(&discoveryv1.EndpointSlice{}, endpointSlices(s.config.Client, s.link), s.config.SyncPeriod,
 		transform(source.TranslateEndpointSlice),
 		handler(ctx, s.teller(events, source.KindEndpointSlice, "discovery.k8s.io/v1"), source.SameEndpointSlice, deliver))
+}
+
+func (s *Source) serviceCIDRs(ctx context.Context, events *eventWriter, link *optional, sink source.Sink) (informer, error) {
+	deliver := func(key model.ObjectKey, v *model.ServiceCIDR) {
+		sink.Update(model.Changes{ServiceCIDRs: map[model.ObjectKey]*model.ServiceCIDR{key: v}})
+	}
+	return newInformer(&networkingv1.ServiceCIDR{}, serviceCIDRs(s.config.Client, link), s.config.SyncPeriod,
+		transform(source.TranslateServiceCIDR),
+		handler(ctx, s.teller(events, source.KindServiceCIDR, "networking.k8s.io/v1"), source.SameServiceCIDR, deliver))
 }
 
 func (s *Source) node(ctx context.Context, events *eventWriter, own *ownNode) (informer, error) {

@@ -197,6 +197,7 @@ func TestSelectors(t *testing.T) {
 		want := map[string]selectors{
 			"services":       {Labels: "!service.kubernetes.io/service-proxy-name", Fields: "spec.clusterIP!=None"},
 			"endpointslices": {Labels: "!service.kubernetes.io/headless"},
+			"servicecidrs":   {},
 			"nodes":          {Fields: "metadata.name=" + nodeName},
 		}
 		seen := map[string]int{}
@@ -289,6 +290,7 @@ func TestRefusalsAreToldOncePerVersion(t *testing.T) {
 fairlead_objects_refused_total{kind="EndpointSlice"} 1
 fairlead_objects_refused_total{kind="Node"} 0
 fairlead_objects_refused_total{kind="Service"} 0
+fairlead_objects_refused_total{kind="ServiceCIDR"} 0
 `)); err != nil {
 			t.Error(err)
 		}

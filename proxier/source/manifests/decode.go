@@ -10,6 +10,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/json"
 
 	"fairlead/proxier/source"
@@ -29,11 +30,13 @@ type header struct{ apiVersion, kind string }
 var (
 	serviceType       = header{"v1", source.KindService}
 	endpointSliceType = header{"discovery.k8s.io/v1", source.KindEndpointSlice}
+	serviceCIDRType   = header{"networking.k8s.io/v1", source.KindServiceCIDR}
 	nodeType          = header{"v1", source.KindNode}
 
 	anyList           = header{"v1", "List"}
 	serviceList       = header{"v1", "ServiceList"}
 	endpointSliceList = header{"discovery.k8s.io/v1", "EndpointSliceList"}
+	serviceCIDRList   = header{"networking.k8s.io/v1", "ServiceCIDRList"}
 	nodeList          = header{"v1", "NodeList"}
 )
 
@@ -61,6 +64,8 @@ func (d *decoder) value(n *yaml.Node, implied header, depth int) *problem {
 		return d.service(n)
 	case endpointSliceType:
 		return d.endpointSlice(n)
+	case serviceCIDRType:
+		return d.serviceCIDR(n)
 	case nodeType:
 		return d.node(n)
 	case anyList:
@@ -69,6 +74,8 @@ func (d *decoder) value(n *yaml.Node, implied header, depth int) *problem {
 		return d.list(n, serviceType, depth)
 	case endpointSliceList:
 		return d.list(n, endpointSliceType, depth)
+	case serviceCIDRList:
+		return d.list(n, serviceCIDRType, depth)
 	case nodeList:
 		return d.list(n, nodeType, depth)
 	}
@@ -136,6 +143,20 @@ func (d *decoder) endpointSlice(n *yaml.Node) *problem {
 	d.objects = append(d.objects, &object{
 		id: id{source.KindEndpointSlice, keyOf(slice.Namespace, slice.Name)}, line: n.Line, version: version,
 		slice: value, used: used, refused: refused,
+	})
+	return nil
+}
+
+func (d *decoder) serviceCIDR(n *yaml.Node) *problem {
+	var cidr networkingv1.ServiceCIDR
+	version, p := d.decode(n, &cidr)
+	if p != nil {
+		return p
+	}
+	value, used, refused := source.TranslateServiceCIDR(&cidr)
+	d.objects = append(d.objects, &object{
+		id: id{source.KindServiceCIDR, keyOf("", cidr.Name)}, line: n.Line, version: version,
+		serviceCIDR: value, used: used, refused: refused,
 	})
 	return nil
 }

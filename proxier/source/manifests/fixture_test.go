@@ -24,7 +24,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+var (
+	compareAddr   = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	comparePrefix = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+)
 
 // svc returns the manifest of a Service in the namespace default.
 func svc(name, ip string) string {
@@ -39,6 +42,11 @@ func slice(name string, ips ...string) string {
 		out += "- addresses: [" + ip + "]\n"
 	}
 	return out
+}
+
+// serviceCIDR returns the manifest of a ServiceCIDR.
+func serviceCIDR(name string, cidrs ...string) string {
+	return fmt.Sprintf("apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: %s}\nspec: {cidrs: [%s]}\n", name, strings.Join(cidrs, ", "))
 }
 
 const brokenText = "kind: Service\n  apiVersion: broken\n"

@@ -15,7 +15,8 @@ import (
 // is one printable line about a line that is there.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
-		docs(svc("web", "10.96.0.1"), slice("web-1", "10.244.0.1", "127.0.0.1"), "apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\n"),
+		docs(svc("web", "10.96.0.1"), slice("web-1", "10.244.0.1", "127.0.0.1"), "apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\n",
+			serviceCIDR("kubernetes", "10.96.0.0/12", "fd00::/112", "x")),
 		"apiVersion: v1\nkind: List\nitems:\n- " + `{apiVersion: v1, kind: Service, metadata: {name: "a\nCOMMIT"}, spec: {clusterIP: 1.2.3.4}}`,
 		`{"apiVersion": "v1", "kind": "ServiceList", "items": [{"metadata": {"name": "web"}, "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80}]}}]}`,
 		"a: &a [*a]\n<<: *a\n",

@@ -27,9 +27,10 @@ type object struct {
 	version string
 	// One of these holds what the object means, none where there is nothing
 	// to program for it.
-	service *model.Service
-	slice   *model.EndpointSlice
-	node    *model.Node
+	service     *model.Service
+	slice       *model.EndpointSlice
+	serviceCIDR *model.ServiceCIDR
+	node        *model.Node
 
 	used    bool
 	refused []source.Refusal
@@ -50,6 +51,7 @@ func same(a, b *object) bool {
 	}
 	return source.SameService(a.service, b.service) &&
 		source.SameEndpointSlice(a.slice, b.slice) &&
+		source.SameServiceCIDR(a.serviceCIDR, b.serviceCIDR) &&
 		source.SameNode(a.node, b.node)
 }
 
@@ -69,6 +71,11 @@ func put(c *model.Changes, id id, o *object) {
 			c.EndpointSlices = map[model.ObjectKey]*model.EndpointSlice{}
 		}
 		c.EndpointSlices[id.key] = o.slice
+	case source.KindServiceCIDR:
+		if c.ServiceCIDRs == nil {
+			c.ServiceCIDRs = map[model.ObjectKey]*model.ServiceCIDR{}
+		}
+		c.ServiceCIDRs[id.key] = o.serviceCIDR
 	case source.KindNode:
 		node := o.node
 		if node == nil {

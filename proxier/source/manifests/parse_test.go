@@ -96,8 +96,9 @@ func TestParseFinds(t *testing.T) {
 			text: "apiVersion: v1\nkind: ServiceList\nitems:\n- metadata: {name: a}\n" +
 				"---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSliceList\nitems:\n- metadata: {name: b, namespace: n}\n" +
 				"---\napiVersion: v1\nkind: NodeList\nitems:\n- metadata: {name: node-1}\n- metadata: {name: node-2}\n" +
-				"---\napiVersion: v1\nkind: List\nitems: []\n---\napiVersion: v1\nkind: List\n",
-			want: []string{"4: Service default/a", "9: EndpointSlice n/b", "14: Node node-1"},
+				"---\napiVersion: v1\nkind: List\nitems: []\n---\napiVersion: v1\nkind: List\n" +
+				"---\napiVersion: networking.k8s.io/v1\nkind: ServiceCIDRList\nitems:\n- metadata: {name: kubernetes}\n",
+			want: []string{"4: Service default/a", "9: EndpointSlice n/b", "14: Node node-1", "27: ServiceCIDR kubernetes"},
 		},
 		{
 			name: "other kinds once each, and the same kinds of other groups",

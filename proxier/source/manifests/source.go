@@ -6,7 +6,7 @@
 // It reads the files whose names end in .yaml, .yml or .json and do not start
 // with a dot, in no subdirectory, and follows symbolic links, as a mounted
 // ConfigMap needs it. A file holds any number of Services, EndpointSlices,
-// Nodes and lists of them.
+// ServiceCIDRs, Nodes and lists of them.
 //
 // What it never does is to take a file that makes no sense for a file that
 // holds nothing: the last good content stays in use, and objects of a file that

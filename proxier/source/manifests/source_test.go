@@ -3,6 +3,7 @@
 package manifests
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -285,6 +286,7 @@ func TestRefusalsNameTheirPlace(t *testing.T) {
 fairlead_objects_refused_total{kind="EndpointSlice"} 1
 fairlead_objects_refused_total{kind="Node"} 0
 fairlead_objects_refused_total{kind="Service"} 1
+fairlead_objects_refused_total{kind="ServiceCIDR"} 0
 `
 	if err := testutil.GatherAndCompare(r.reg, strings.NewReader(want), "fairlead_objects_refused_total"); err != nil {
 		t.Error(err)
@@ -325,6 +327,23 @@ func TestNodeManifest(t *testing.T) {
 	r.WaitFor("a Node of which nothing is known", func(s *sourcetest.State) bool {
 		return s.Node != nil && cmp.Equal(s.Node.Node, &model.Node{Name: "node-1"})
 	})
+}
+
+func TestServiceCIDRManifest(t *testing.T) {
+	f := newFolder(t).made()
+	f.write("a.yaml", serviceCIDR("kubernetes", "10.96.0.0/16", "nonsense", "fd00::/112"))
+	r := start(t, f)
+	r.WaitFor("its ranges, with the list", func(s *sourcetest.State) bool {
+		c := s.ServiceCIDRs[model.ObjectKey{Name: "kubernetes"}]
+		return s.Steps == 1 && s.Status.Listed && c != nil && len(c.CIDRs) == 2 && c.Contains(netip.MustParseAddr("10.96.9.9"))
+	})
+	r.logs.WaitFor("Refused a part of an object", f.file("a.yaml")+":1", `ServiceCIDR \"kubernetes\"`, "nonsense")
+	f.replace("a.yaml", serviceCIDR("kubernetes", "10.97.0.0/16"))
+	r.WaitFor("its new range", func(s *sourcetest.State) bool {
+		return s.ServiceCIDRs[model.ObjectKey{Name: "kubernetes"}].Contains(netip.MustParseAddr("10.97.9.9"))
+	})
+	f.remove("a.yaml")
+	r.WaitFor("no ServiceCIDR", func(s *sourcetest.State) bool { return len(s.ServiceCIDRs) == 0 })
 }
 
 func TestNewSaysWhatIsMissing(t *testing.T) {

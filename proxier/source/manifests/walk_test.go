@@ -45,6 +45,7 @@ func (e *expected) remove(name string) {
 func (e *expected) state(t *testing.T) (s sourcetest.State, duplicates int, complete bool) {
 	s.Services = map[model.ObjectKey]*model.Service{}
 	s.EndpointSlices = map[model.ObjectKey]*model.EndpointSlice{}
+	s.ServiceCIDRs = map[model.ObjectKey]*model.ServiceCIDR{}
 	seen := map[id]bool{}
 	for _, name := range slices.Sorted(maps.Keys(e.good)) {
 		docs, p := parseText(name, e.good[name])
@@ -64,6 +65,9 @@ func (e *expected) state(t *testing.T) (s sourcetest.State, duplicates int, comp
 				if o.slice != nil {
 					s.EndpointSlices[o.key] = o.slice
 				}
+				if o.serviceCIDR != nil {
+					s.ServiceCIDRs[o.key] = o.serviceCIDR
+				}
 			}
 		}
 	}
@@ -80,11 +84,13 @@ func randomText(rnd *rand.Rand) string {
 	var texts []string
 	for range rnd.IntN(4) {
 		name, n := fmt.Sprintf("o%d", rnd.IntN(4)), rnd.IntN(3)+1
-		switch rnd.IntN(4) {
+		switch rnd.IntN(5) {
 		case 0:
 			texts = append(texts, svc(name, "None"))
 		case 1:
 			texts = append(texts, slice(name, fmt.Sprintf("10.244.0.%d", n), "127.0.0.1"))
+		case 2:
+			texts = append(texts, serviceCIDR(name, fmt.Sprintf("10.%d.0.0/16", 96+n), "10.0.0.0"))
 		default:
 			texts = append(texts, svc(name, fmt.Sprintf("10.96.0.%d", n)))
 		}
@@ -200,6 +206,9 @@ func (w *walk) compare(step int) {
 	}
 	if diff := cmp.Diff(want.EndpointSlices, got.EndpointSlices, compareAddr, ignoreTime); diff != "" {
 		w.t.Errorf("step %d: EndpointSlices (-want +got):\n%s", step, diff)
+	}
+	if diff := cmp.Diff(want.ServiceCIDRs, got.ServiceCIDRs, comparePrefix); diff != "" {
+		w.t.Errorf("step %d: ServiceCIDRs (-want +got):\n%s", step, diff)
 	}
 	if got.Status.Complete != complete {
 		w.t.Errorf("step %d: complete is %v, want %v", step, got.Status.Complete, complete)

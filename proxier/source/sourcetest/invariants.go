@@ -182,6 +182,17 @@ func checkHints(e model.SliceEndpoint) error {
 	return nil
 }
 
+// CheckServiceCIDR returns an error that names the invariant that c breaks.
+func CheckServiceCIDR(c *model.ServiceCIDR) error {
+	if c.Key.Namespace != "" || len(c.Key.Name) > 253 || !subdomain.MatchString(c.Key.Name) {
+		return fmt.Errorf("name %q", c.Key)
+	}
+	if len(c.CIDRs) > 64 {
+		return fmt.Errorf("%d CIDRs", len(c.CIDRs))
+	}
+	return checkPrefixes(c.CIDRs)
+}
+
 // CheckNode returns an error that names the invariant that n breaks.
 func CheckNode(n *model.Node) error {
 	if len(n.Name) > 253 || !subdomain.MatchString(n.Name) {
@@ -224,6 +235,17 @@ func CheckChanges(c model.Changes) error {
 		}
 		if err := CheckEndpointSlice(s); err != nil {
 			return fmt.Errorf("slice %v: %w", key, err)
+		}
+	}
+	for key, cidr := range c.ServiceCIDRs {
+		if cidr == nil {
+			continue
+		}
+		if cidr.Key != key {
+			return fmt.Errorf("service CIDR %v under the key %v", cidr.Key, key)
+		}
+		if err := CheckServiceCIDR(cidr); err != nil {
+			return fmt.Errorf("service CIDR %v: %w", key, err)
 		}
 	}
 	if c.Node != nil && c.Node.Node != nil {

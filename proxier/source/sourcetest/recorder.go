@@ -19,6 +19,7 @@ const patience = 20 * time.Second
 type State struct {
 	Services       map[model.ObjectKey]*model.Service
 	EndpointSlices map[model.ObjectKey]*model.EndpointSlice
+	ServiceCIDRs   map[model.ObjectKey]*model.ServiceCIDR
 	// Node is what the last step with a NodeChange told, nil before.
 	Node   *model.NodeChange
 	Status model.SourceStatus
@@ -44,6 +45,7 @@ func NewRecorder(t testing.TB) *Recorder {
 		state: State{
 			Services:       map[model.ObjectKey]*model.Service{},
 			EndpointSlices: map[model.ObjectKey]*model.EndpointSlice{},
+			ServiceCIDRs:   map[model.ObjectKey]*model.ServiceCIDR{},
 		},
 		changed: make(chan struct{}),
 	}
@@ -60,6 +62,7 @@ func (r *Recorder) Update(c model.Changes) {
 	r.state.Steps++
 	apply(r.state.Services, c.Services)
 	apply(r.state.EndpointSlices, c.EndpointSlices)
+	apply(r.state.ServiceCIDRs, c.ServiceCIDRs)
 	if c.Node != nil {
 		r.state.Node = c.Node
 	}
@@ -107,6 +110,10 @@ func (s *State) String() string {
 	out += ", slices"
 	for key, slice := range s.EndpointSlices {
 		out += fmt.Sprintf(" %v=%d", key, len(slice.Endpoints))
+	}
+	out += ", service CIDRs"
+	for key, cidr := range s.ServiceCIDRs {
+		out += fmt.Sprintf(" %v=%v", key.Name, cidr.CIDRs)
 	}
 	return out
 }
