@@ -55,6 +55,8 @@ type Loop struct {
 	triggers []time.Time
 	prune    bool
 	failures int
+	// dropped counts the ports in snapshot whose traffic is dropped.
+	dropped dropped
 	// refused is what the last sync reported, so that it is logged once.
 	refused []string
 	// refusedAddrs are what was told of Services' external addresses.
@@ -205,6 +207,7 @@ func (l *Loop) done(start time.Time) {
 	now := time.Now()
 	l.Metrics.consecutiveFailure.WithLabelValues(l.Family.String()).Set(0)
 	l.Metrics.lastSync.WithLabelValues(l.Family.String()).Set(seconds(now))
+	l.Metrics.drops(l.Family, l.dropped)
 	for _, t := range l.triggers { // by a clock that may be ahead of this one
 		l.Metrics.programming.WithLabelValues(l.Family.String()).Observe(max(now.Sub(t), 0).Seconds())
 	}
@@ -239,6 +242,8 @@ func (l *Loop) resolve(b Batch) {
 			continue
 		}
 		l.changed[name] = true
+		l.dropped.add(l.snapshot.Get(name), -1)
+		l.dropped.add(port, +1)
 	}
 	l.snapshot = l.snapshot.With(changes)
 }

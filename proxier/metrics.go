@@ -106,6 +106,27 @@ func (m *Metrics) pending(services, slices int) {
 	m.endpointPending.Set(float64(slices))
 }
 
+// dropped counts ports whose traffic is dropped for want of a local endpoint.
+type dropped struct{ internal, external int }
+
+// add counts a port up or down; nil counts for nothing.
+func (d *dropped) add(p *model.ServicePort, n int) {
+	if p == nil {
+		return
+	}
+	if p.DropsInternal() {
+		d.internal += n
+	}
+	if p.DropsExternal() {
+		d.external += n
+	}
+}
+
+func (m *Metrics) drops(f model.Family, d dropped) {
+	m.noLocalEndpoints.WithLabelValues(f.String(), "internal").Set(float64(d.internal))
+	m.noLocalEndpoints.WithLabelValues(f.String(), "external").Set(float64(d.external))
+}
+
 func (m *Metrics) queued(f model.Family, t time.Time) {
 	m.lastQueued.WithLabelValues(f.String()).Set(seconds(t))
 }

@@ -206,6 +206,42 @@ func TestMetricsOfALoop(t *testing.T) {
 	})
 }
 
+// TestMetricsNoLocalEndpoints counts the ports whose traffic is dropped here for
+// want of a local endpoint, once the mode has them.
+func TestMetricsNoLocalEndpoints(t *testing.T) {
+	plan := []outcome{took(0), took(0), took(0), took(0), failed(0)}
+	inBubble(t, 0, seldom, plan, func(t *testing.T, r *rig) {
+		check := func(what string, internal, external float64, changes ...model.Changes) {
+			t.Helper()
+			r.at(r.now()+time.Minute, changes...)
+			got := scrape(t, r.reg)
+			for policy, want := range map[string]float64{"internal": internal, "external": external} {
+				name := fmt.Sprintf("kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=%q,traffic_policy=%q}", "IPv4", policy)
+				if got[name].value != want {
+					t.Errorf("%s: got %v of policy %s, want %v", what, got[name].value, policy, want)
+				}
+			}
+		}
+		svc := func(name string, changes ...func(*model.Service)) *model.Service {
+			s := service(name, "10.96.0.1", "80/TCP")
+			for _, change := range changes {
+				change(s)
+			}
+			return s
+		}
+		away := func(name string) *model.EndpointSlice { return slice(name+"-1", name, "8080/TCP", "10.1.0.1@there") }
+		check("nothing", 0, 0, listed())
+		check("endpoints elsewhere", 2, 2,
+			with(services(svc("plain"), svc("in", internalLocal), svc("out", externalLocal, nodePort),
+				svc("both", internalLocal, externalLocal, nodePort), svc("unreachable", externalLocal)),
+				slicesOf(away("plain"), away("in"), away("out"), away("both"), away("unreachable"))))
+		check("none at all, which is refused", 1, 1, slicesOf("-both-1"))
+		check("one here", 0, 1, slicesOf(slice("in-1", "in", "8080/TCP", "10.1.0.1@here")))
+		check("gone, and the sync fails", 0, 1, services("-out"))
+		check("it is repeated", 0, 0)
+	})
+}
+
 // TestMetricsProgrammingDuration measures from the trigger to the end of the
 // first sync that succeeds, once for each trigger and in its family.
 func TestMetricsProgrammingDuration(t *testing.T) {

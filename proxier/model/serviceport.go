@@ -91,6 +91,18 @@ func (s *ServicePort) UsesLocal() bool {
 	return s.InternalTrafficLocal || s.ExternalTrafficLocal && s.ExternallyAccessible()
 }
 
+// DropsInternal and DropsExternal tell whether traffic to the cluster IP, or to
+// the external addresses, is dropped because its policy is Local and all
+// endpoints are elsewhere.
+func (s *ServicePort) DropsInternal() bool {
+	return s.InternalTrafficLocal && s.Usable && len(s.LocalEndpoints) == 0
+}
+
+// DropsExternal is described at DropsInternal.
+func (s *ServicePort) DropsExternal() bool {
+	return s.ExternalTrafficLocal && s.ExternallyAccessible() && s.Usable && len(s.LocalEndpoints) == 0
+}
+
 // Equal tells whether s and o ask for the same.
 func (s *ServicePort) Equal(o *ServicePort) bool {
 	return s.Name == o.Name && s.ClusterIP == o.ClusterIP && s.Port == o.Port && s.NodePort == o.NodePort &&
