@@ -100,7 +100,7 @@ func (r renderer) nodePortRules(n proxier.NodePorts) []ruleset.Rule {
 	if !n.All {
 		var out []ruleset.Rule
 		for _, ip := range n.Addrs {
-			if model.FamilyOf(ip) != r.Family || ip.IsLoopback() && !(r.LocalhostNodePorts && ip.Is4()) {
+			if ip.IsLoopback() && !(r.LocalhostNodePorts && ip.Is4()) {
 				continue
 			}
 			s.dst = host(ip)

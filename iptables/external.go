@@ -25,7 +25,7 @@ func (w *portRenderer) external() {
 		w.externalAddress(w.to(ip, w.Port, ""), " external IP", externalChain(w.Name), served)
 	}
 	balancer := externalChain(w.Name)
-	if w.Usable && w.restricted() {
+	if w.restricted() {
 		balancer = firewallChain(w.Name)
 	}
 	for _, ip := range w.LoadBalancerIPs {
@@ -79,18 +79,14 @@ func (w *portRenderer) externalTraffic(served bool) {
 		w.add(chain, spec{}.jump(serviceChain(w.Name)))
 		return
 	}
-	if len(w.Endpoints) > 0 {
-		for _, s := range w.fromPods(spec{comment: "pod " + destinations}) {
-			w.add(chain, s.jump(serviceChain(w.Name)))
-		}
+	for _, s := range w.fromPods(spec{comment: "pod " + destinations}) {
+		w.add(chain, s.jump(serviceChain(w.Name)))
 	}
 	local := spec{more: "-m addrtype --src-type LOCAL "}
 	local.comment = "masquerade LOCAL " + destinations
 	w.add(chain, local.jump(nat.MarkMasq))
-	if len(w.Endpoints) > 0 {
-		local.comment = "route LOCAL " + destinations
-		w.add(chain, local.jump(serviceChain(w.Name)))
-	}
+	local.comment = "route LOCAL " + destinations
+	w.add(chain, local.jump(serviceChain(w.Name)))
 	if served {
 		w.add(chain, spec{}.jump(localChain(w.Name)))
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
 
@@ -26,6 +27,10 @@ func externalIP(p *model.ServicePort) {
 
 func loadBalancer(p *model.ServicePort) {
 	p.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("203.0.113.80"), netip.MustParseAddr("203.0.113.81")}
+}
+
+func loadBalancer6(p *model.ServicePort) {
+	p.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("2001:db8:f::80")}
 }
 
 func ranges(cidrs ...string) func(*model.ServicePort) {
@@ -71,6 +76,13 @@ func featureCases() []renderCase {
 	noLocalhost.LocalhostNodePorts = false
 	neighbours := v4
 	neighbours.MasqueradeNeighbours, neighbours.KeepInvalid = true, true
+	node := func(ip string, nodePortsOn ...string) *proxier.NodeState {
+		out := &proxier.NodeState{IP: netip.MustParseAddr(ip), NodePorts: proxier.NodePorts{All: len(nodePortsOn) == 0}}
+		for _, a := range nodePortsOn {
+			out.NodePorts.Addrs = append(out.NodePorts.Addrs, netip.MustParseAddr(a))
+		}
+		return out
+	}
 	here := func(p *model.ServicePort) {
 		p.Endpoints = append([]model.Endpoint(nil), p.Endpoints...)
 		p.Endpoints[0].Local = true
@@ -79,30 +91,44 @@ func featureCases() []renderCase {
 		return []*model.ServicePort{with(p, changes...)}
 	}
 	return []renderCase{
-		{"node-port", v4, ports(two, nodePort)},
-		{"node-port-ipv6", v6(), ports(six, nodePort)},
-		{"node-port-no-localhost", noLocalhost, ports(two, nodePort)},
-		{"node-port-no-endpoints", v4, ports(none, nodePort)},
-		{"node-port-local", v4, ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
-		{"node-port-local-none-here", v4, ports(two, nodePort, externalLocal())},
-		{"external-ip", v4, ports(two, externalIP)},
-		{"external-ip-no-endpoints", v4, ports(none, externalIP)},
-		{"load-balancer", v4, ports(two, loadBalancer, nodePort)},
-		{"load-balancer-local", v4, ports(two, loadBalancer, nodePort, externalLocal("10.244.0.1:8080"), healthCheck)},
-		{"load-balancer-ranges", v4, ports(two, loadBalancer, ranges("198.51.100.0/24", "192.0.2.0/25"))},
-		{"load-balancer-ranges-of-the-other-family", v4, ports(two, loadBalancer, ranges())},
-		{"load-balancer-open-range", v4, ports(two, loadBalancer, ranges("0.0.0.0/0"))},
-		{"internal-local", v4, ports(two, internalLocal("10.244.0.1:8080"))},
-		{"internal-local-none-here", v4, ports(two, internalLocal())},
-		{"both-local", v4, ports(two, nodePort, internalLocal("10.244.0.1:8080"), externalLocal("10.244.0.1:8080"))},
-		{"affinity", v4, ports(two, affinity)},
-		{"affinity-ipv6", v6(), ports(six, affinity)},
-		{"sets-affinity", v4, ports(two, affinity)},
-		{"sets-affinity-ipv6", v6(), ports(six, affinity)},
-		{"sets-affinity-local", v4, ports(two, affinity, nodePort, externalLocal("10.244.0.1:8080"))},
-		{"sets-no-affinity", v4, ports(two)},
-		{"several-pod-cidrs", cidrs, ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
-		{"masquerade-neighbours", neighbours, ports(two, here)},
-		{"pod-interface", bridge, ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
+		{name: "node-port", cfg: v4, ports: ports(two, nodePort)},
+		{name: "node-port-ipv6", cfg: v6(), ports: ports(six, nodePort)},
+		{name: "node-port-no-localhost", cfg: noLocalhost, ports: ports(two, nodePort)},
+		{name: "node-port-no-endpoints", cfg: v4, ports: ports(none, nodePort)},
+		{name: "node-port-local", cfg: v4, ports: ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
+		{name: "node-port-local-none-here", cfg: v4, ports: ports(two, nodePort, externalLocal())},
+		{name: "node-port-local-no-cluster-cidr", cfg: without(v4), ports: ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
+		{name: "node-port-addresses", cfg: v4, ports: ports(two, nodePort), node: node("192.0.2.11", "127.0.0.1", "192.0.2.11")},
+		{name: "node-port-addresses-no-localhost", cfg: noLocalhost, ports: ports(two, nodePort), node: node("192.0.2.11", "127.0.0.1", "192.0.2.11")},
+		{name: "node-port-addresses-ipv6", cfg: v6(), ports: ports(six, nodePort), node: node("2001:db8::11", "::1", "2001:db8::11")},
+		{name: "node-port-no-addresses", cfg: v4, ports: ports(two, nodePort), node: &proxier.NodeState{}},
+		{name: "external-ip", cfg: v4, ports: ports(two, externalIP)},
+		{name: "external-ip-no-endpoints", cfg: v4, ports: ports(none, externalIP)},
+		{name: "external-ip-local", cfg: v4, ports: ports(two, externalIP, externalLocal("10.244.0.1:8080"))},
+		{name: "external-ip-local-none-here", cfg: v4, ports: ports(two, externalIP, externalLocal())},
+		{name: "load-balancer", cfg: v4, ports: ports(two, loadBalancer, nodePort)},
+		{name: "load-balancer-local", cfg: v4, ports: ports(two, loadBalancer, nodePort, externalLocal("10.244.0.1:8080"), healthCheck)},
+		{name: "load-balancer-no-endpoints", cfg: v4, ports: ports(none, loadBalancer, nodePort)},
+		{name: "load-balancer-local-no-endpoints", cfg: v4, ports: ports(none, loadBalancer, nodePort, externalLocal(), healthCheck)},
+		{name: "load-balancer-ranges", cfg: v4, ports: ports(two, loadBalancer, ranges("198.51.100.0/24", "192.0.2.0/25"))},
+		{name: "load-balancer-ranges-of-the-other-family", cfg: v4, ports: ports(two, loadBalancer, ranges())},
+		{name: "load-balancer-ranges-with-node", cfg: v4, ports: ports(two, loadBalancer, ranges("192.0.2.0/25")), node: node("192.0.2.11")},
+		{name: "load-balancer-ranges-with-node-ipv6", cfg: v6(), ports: ports(six, loadBalancer6, ranges("2001:db8::/64")), node: node("2001:db8::11")},
+		{name: "load-balancer-ranges-local", cfg: v4, ports: ports(two, loadBalancer, ranges("192.0.2.0/25"), externalLocal("10.244.0.1:8080"))},
+		{name: "load-balancer-ranges-no-endpoints", cfg: v4, ports: ports(none, loadBalancer, ranges("192.0.2.0/25"))},
+		{name: "load-balancer-ranges-no-address", cfg: v4, ports: ports(two, nodePort, ranges("192.0.2.0/25"))},
+		{name: "load-balancer-open-range", cfg: v4, ports: ports(two, loadBalancer, ranges("0.0.0.0/0"))},
+		{name: "internal-local", cfg: v4, ports: ports(two, internalLocal("10.244.0.1:8080"))},
+		{name: "internal-local-none-here", cfg: v4, ports: ports(two, internalLocal())},
+		{name: "both-local", cfg: v4, ports: ports(two, nodePort, internalLocal("10.244.0.1:8080"), externalLocal("10.244.0.1:8080"))},
+		{name: "affinity", cfg: v4, ports: ports(two, affinity)},
+		{name: "affinity-ipv6", cfg: v6(), ports: ports(six, affinity)},
+		{name: "sets-affinity", cfg: v4, ports: ports(two, affinity)},
+		{name: "sets-affinity-ipv6", cfg: v6(), ports: ports(six, affinity)},
+		{name: "sets-affinity-local", cfg: v4, ports: ports(two, affinity, nodePort, externalLocal("10.244.0.1:8080"))},
+		{name: "sets-no-affinity", cfg: v4, ports: ports(two)},
+		{name: "several-pod-cidrs", cfg: cidrs, ports: ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
+		{name: "masquerade-neighbours", cfg: neighbours, ports: ports(two, here)},
+		{name: "pod-interface", cfg: bridge, ports: ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
 	}
 }

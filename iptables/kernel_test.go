@@ -100,12 +100,12 @@ func TestKernelGolden(t *testing.T) {
 				if tt.sets() {
 					start = kernelAgentWithSets
 				}
-				a := start(t, s, h, tt.cfg)
+				a := tt.at(start(t, s, h, tt.cfg))
 				a.sync(tt.ports...)
 				if diff := gocmp.Diff(want, ordered(h.Save(s)).String()); diff != "" {
 					t.Errorf("%s (-golden +kernel):\n%s", s.Commands().Save, diff)
 				}
-				checkStableAgent(t, h, start(t, s, h, tt.cfg), tt.ports...)
+				checkStableAgent(t, h, tt.at(start(t, s, h, tt.cfg)), tt.ports...)
 				checkClean(t, a, s, h, "")
 			})
 		})

@@ -105,9 +105,9 @@ func TestSyncWritesTheDifference(t *testing.T) {
 func TestSyncAgain(t *testing.T) {
 	for _, tt := range renderCases() {
 		var k fake.Kernel
-		a := fakeAgent(t, &k, tt.cfg)
+		a := tt.at(fakeAgent(t, &k, tt.cfg))
 		a.sync(tt.ports...)
-		for _, who := range []*agent{a, fakeAgent(t, &k, tt.cfg)} {
+		for _, who := range []*agent{a, tt.at(fakeAgent(t, &k, tt.cfg))} {
 			if got := written(&k, func() {
 				if r := who.sync(tt.ports...); r.Written+r.Repaired > 0 {
 					t.Errorf("%s: Sync() = %+v, want nothing written", tt.name, r)

@@ -54,6 +54,8 @@ type agent struct {
 	t    *testing.T
 	exec ruleset.Exec
 	*Mode
+	// where is what the mode is told of the node.
+	where proxier.NodeState
 }
 
 func newAgent(t *testing.T, exec ruleset.Exec, cmds ruleset.Commands, v ruleset.Variant, cfg RenderConfig, sets Sets) *agent {
@@ -63,7 +65,7 @@ func newAgent(t *testing.T, exec ruleset.Exec, cmds ruleset.Commands, v ruleset.
 		Contributions: []ruleset.Contribution{nat.Contribution(), Contribution(cfg)},
 	})
 	engine.Stage(nat.Chains(cfg.MasqueradeBit))
-	return &agent{t: t, exec: exec, Mode: New(cfg, engine, sets, nil)}
+	return &agent{t: t, exec: exec, Mode: New(cfg, engine, sets, nil), where: everywhere}
 }
 
 func fakeAgent(t *testing.T, k *fake.Kernel, cfg RenderConfig) *agent {
@@ -93,7 +95,7 @@ func (a *agent) sync(ports ...*model.ServicePort) proxier.Report {
 
 func (a *agent) syncChanged(s *model.Snapshot, names []model.ServicePortName) proxier.Report {
 	a.t.Helper()
-	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Node: everywhere, Changed: names, Prune: true})
+	r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: s, Node: a.where, Changed: names, Prune: true})
 	if err != nil || len(r.Refused) > 0 {
 		a.t.Fatalf("Sync() = %+v, %v", r, err)
 	}
@@ -121,6 +123,8 @@ type renderCase struct {
 	name  string
 	cfg   RenderConfig
 	ports []*model.ServicePort
+	// node is everywhere unless it is set.
+	node *proxier.NodeState
 }
 
 // agent returns an agent for the case on a kernel in memory, which has sets if
@@ -129,9 +133,17 @@ func (c renderCase) agent(t *testing.T) (*agent, *fake.Kernel) {
 	t.Helper()
 	k, sets := fakeHost()
 	if !c.sets() {
-		return fakeAgent(t, k, c.cfg), k
+		return c.at(fakeAgent(t, k, c.cfg)), k
 	}
-	return fakeAgentWithSets(t, k, sets, c.cfg), k
+	return c.at(fakeAgentWithSets(t, k, sets, c.cfg)), k
+}
+
+// at puts an agent on the case's node.
+func (c renderCase) at(a *agent) *agent {
+	if c.node != nil {
+		a.where = *c.node
+	}
+	return a
 }
 
 // sets tells whether rules can use sets.
@@ -144,30 +156,30 @@ func renderCases() []renderCase {
 	all.MasqueradeAll, bit.MasqueradeBit = true, 31
 	one := port(web, "10.96.0.10", 80, "10.244.0.1:8080")
 	return append(featureCases(), []renderCase{
-		{"nothing", v4(), nil},
-		{"one-endpoint", v4(), []*model.ServicePort{one}},
-		{"several-endpoints", v4(), []*model.ServicePort{port(web, "10.96.0.10", 80, "10.244.0.1:8080", "10.244.0.2:8080", "10.244.1.3:8080")}},
-		{"udp", v4(), []*model.ServicePort{port(dns, "10.96.0.53", 53, "10.244.0.3:53", "10.244.1.3:53")}},
-		{"sctp", v4(), []*model.ServicePort{port(portName("tel", "sig", "m3ua", model.SCTP), "10.96.0.20", 2905, "10.244.0.4:2905")}},
-		{"several-ports", v4(), []*model.ServicePort{
+		{name: "nothing", cfg: v4(), ports: nil},
+		{name: "one-endpoint", cfg: v4(), ports: []*model.ServicePort{one}},
+		{name: "several-endpoints", cfg: v4(), ports: []*model.ServicePort{port(web, "10.96.0.10", 80, "10.244.0.1:8080", "10.244.0.2:8080", "10.244.1.3:8080")}},
+		{name: "udp", cfg: v4(), ports: []*model.ServicePort{port(dns, "10.96.0.53", 53, "10.244.0.3:53", "10.244.1.3:53")}},
+		{name: "sctp", cfg: v4(), ports: []*model.ServicePort{port(portName("tel", "sig", "m3ua", model.SCTP), "10.96.0.20", 2905, "10.244.0.4:2905")}},
+		{name: "several-ports", cfg: v4(), ports: []*model.ServicePort{
 			port(dns, "10.96.0.53", 53, "10.244.0.3:53"),
 			port(portName("kube-system", "kube-dns", "dns-tcp", model.TCP), "10.96.0.53", 53, "10.244.0.3:53"),
 			port(portName("kube-system", "kube-dns", "metrics", model.TCP), "10.96.0.53", 9153, "10.244.0.3:9153"),
 			port(portName("shop", "unnamed", "", model.TCP), "10.96.0.11", 443, "10.244.0.5:8443"),
 		}},
-		{"same-port-name-tcp-and-udp", v4(), []*model.ServicePort{
+		{name: "same-port-name-tcp-and-udp", cfg: v4(), ports: []*model.ServicePort{
 			port(portName("a", "b", "p", model.TCP), "10.96.0.53", 53, "10.244.0.3:53"),
 			port(portName("a", "b", "p", model.UDP), "10.96.0.53", 53),
 		}},
-		{"ipv6", v6(), []*model.ServicePort{
+		{name: "ipv6", cfg: v6(), ports: []*model.ServicePort{
 			port(web, "fd00:96::a", 80, "[fd00:244::1]:8080", "[fd00:244:0:1::2]:8080"),
 			port(dns, "fd00:96::b", 53),
 		}},
-		{"no-endpoints", v4(), []*model.ServicePort{port(web, "10.96.0.10", 80), port(dns, "10.96.0.53", 53)}},
-		{"no-cluster-cidr", without(v4()), []*model.ServicePort{one}},
-		{"masquerade-all", all, []*model.ServicePort{one}},
-		{"masquerade-all-no-cluster-cidr", without(all), []*model.ServicePort{one}},
-		{"other-mark-bit", bit, []*model.ServicePort{one}},
+		{name: "no-endpoints", cfg: v4(), ports: []*model.ServicePort{port(web, "10.96.0.10", 80), port(dns, "10.96.0.53", 53)}},
+		{name: "no-cluster-cidr", cfg: without(v4()), ports: []*model.ServicePort{one}},
+		{name: "masquerade-all", cfg: all, ports: []*model.ServicePort{one}},
+		{name: "masquerade-all-no-cluster-cidr", cfg: without(all), ports: []*model.ServicePort{one}},
+		{name: "other-mark-bit", cfg: bit, ports: []*model.ServicePort{one}},
 	}...)
 }
 
