@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"net/netip"
 	"os"
 	"strings"
@@ -50,6 +51,61 @@ func TestKernelLocalhostNodePorts(t *testing.T) {
 		cleanUp(ctx, t, node)
 		check("after cleanup", "0", false, false)
 	})
+}
+
+// TestKernelLoopbackOutOfReach: where node ports answer on 127.0.0.1 the kernel
+// routes packets for it that come from the link, and yet a neighbour that sends
+// such to the node does not reach what listens there (CVE-2020-8558). Without the
+// rule that drops them it does.
+func TestKernelLoopbackOutOfReach(t *testing.T) {
+	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
+		ctx := testContext(t)
+		node, neighbour := l.Nodes[0], l.Client
+		dir := newDirectory(t)
+		dir.write("web.yaml", exposed(l, node.Pods[0])...)
+		a := startAgent(ctx, t, node, v, "--manifests", dir.path)
+		a.waitSynced(ctx, 0)
+		if got := routeLocalnet(t, node); got != "1" {
+			t.Fatalf("route_localnet is %s, want 1", got)
+		}
+		private := netip.MustParseAddrPort("127.0.0.1:4000")
+		if _, err := node.Echo(ctx, "private", private); err != nil {
+			t.Fatal(err)
+		}
+		sendLoopbackTo(ctx, t, neighbour, node)
+		check := func(when string, want lab.Outcome) {
+			t.Helper()
+			for _, network := range []string{"tcp", "udp"} {
+				p := lab.Probe{From: neighbour, Network: network, To: private, Source: neighbour.Addr(model.IPv4)}
+				if r := p.Once(ctx); r.Outcome != want {
+					t.Errorf("%s: %s: got %s, want %s", when, p, r, want)
+				}
+			}
+		}
+		check("with the rule", lab.TimedOut)
+		a.stop() // which would repair it
+		if err := node.Iptables(ctx, v, model.IPv4, "-F", "KUBE-FIREWALL"); err != nil {
+			t.Fatal(err)
+		}
+		check("without the rule", lab.Answered)
+	})
+}
+
+// sendLoopbackTo makes a host send packets for 127.0.0.1 to a node on its link,
+// and take the answers from that address.
+func sendLoopbackTo(ctx context.Context, t *testing.T, host *lab.NS, node *lab.Node) {
+	t.Helper()
+	if err := host.SetSysctl("net/ipv4/conf/all/route_localnet", "1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"addr", "del", "127.0.0.1/8", "dev", "lo"}, // and with it the local routes
+		{"route", "add", "127.0.0.1", "via", node.Addr(model.IPv4).String(), "dev", "eth0"},
+	} {
+		if _, err := host.Run(ctx, "ip", args...); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // routeLocalnet reads the setting in a node.
