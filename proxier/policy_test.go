@@ -22,16 +22,18 @@ func internalLocal(s *model.Service) { s.InternalTrafficLocal = true }
 // endpoint in a word each: "a,b" for zones, "@here" for a node, "-" for none.
 func hintedSlice(s *model.EndpointSlice, hints ...string) *model.EndpointSlice {
 	for i, h := range hints {
+		var zones, nodes []string
 		for _, hint := range strings.Split(h, ",") {
 			node, isNode := strings.CutPrefix(hint, "@")
 			switch {
 			case hint == "-":
 			case isNode:
-				s.Endpoints[i].ForNodes = append(s.Endpoints[i].ForNodes, node)
+				nodes = append(nodes, node)
 			default:
-				s.Endpoints[i].ForZones = append(s.Endpoints[i].ForZones, hint)
+				zones = append(zones, hint)
 			}
 		}
+		s.Endpoints[i].Hints = model.NewHints(zones, nodes)
 	}
 	return s
 }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"fairlead/proxier/model"
 )
@@ -91,7 +92,11 @@ func (c candidate) draining() bool { return c.Serving && c.Terminating }
 // that does not terminate (kubernetes/kubernetes#135593), that is ready, that
 // serves, that is local, in this order.
 func candidatesOf(p model.Port, all []*model.EndpointSlice, at Locality, f model.Family) []candidate {
-	var out []candidate
+	n := 0
+	for _, s := range all {
+		n += len(s.Endpoints)
+	}
+	out := make([]candidate, 0, n)
 	for _, s := range all {
 		number, ok := portOf(s, p)
 		if s.Family != f || !ok {
@@ -107,9 +112,12 @@ func candidatesOf(p model.Port, all []*model.EndpointSlice, at Locality, f model
 		}
 	}
 	slices.SortStableFunc(out, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.text, b.text), first(!a.Terminating, !b.Terminating), first(a.Ready, b.Ready),
+		if order := cmp.Compare(a.text, b.text); order != 0 {
+			return order
+		}
+		return cmp.Or(first(!a.Terminating, !b.Terminating), first(a.Ready, b.Ready),
 			first(a.Serving, b.Serving), first(a.Local, b.Local),
-			slices.Compare(a.ForNodes, b.ForNodes), slices.Compare(a.ForZones, b.ForZones))
+			cmp.Compare(a.Hints.Nodes(), b.Hints.Nodes()), cmp.Compare(a.Hints.Zones(), b.Hints.Zones()))
 	})
 	return slices.CompactFunc(out, func(a, b candidate) bool { return a.AddrPort == b.AddrPort })
 }
@@ -199,29 +207,39 @@ func addrPortsOf(all []candidate, accepts func(candidate) bool) []netip.AddrPort
 // Service whose hints are half written is better served from everywhere. Hints
 // for nodes go before hints for zones (KEP-2433, KEP-3015).
 func topology(all []candidate, at Locality) func(candidate) bool {
-	byNode := func(c candidate) []string { return c.ForNodes }
-	byZone := func(c candidate) []string { return c.ForZones }
 	switch {
-	case at.Node != "" && hinted(all, byNode, at.Node):
-		return func(c candidate) bool { return slices.Contains(c.ForNodes, at.Node) }
-	case at.Zone != "" && hinted(all, byZone, at.Zone):
-		return func(c candidate) bool { return slices.Contains(c.ForZones, at.Zone) }
+	case at.Node != "" && hinted(all, model.Hints.Nodes, at.Node):
+		return func(c candidate) bool { return includes(c.Hints.Nodes(), at.Node) }
+	case at.Zone != "" && hinted(all, model.Hints.Zones, at.Zone):
+		return func(c candidate) bool { return includes(c.Hints.Zones(), at.Zone) }
 	}
 	return func(candidate) bool { return true }
 }
 
 // hinted tells whether all ready endpoints have hints of a kind and some hint
 // names here.
-func hinted(all []candidate, hints func(candidate) []string, here string) bool {
+func hinted(all []candidate, of func(model.Hints) string, here string) bool {
 	found := false
 	for _, c := range all {
 		if !c.Ready {
 			continue
 		}
-		if len(hints(c)) == 0 {
+		hints := of(c.Hints)
+		if hints == "" {
 			return false
 		}
-		found = found || slices.Contains(hints(c), here)
+		found = found || includes(hints, here)
 	}
 	return found
+}
+
+// includes tells whether a name is among those in list, which has commas between
+// them.
+func includes(list, name string) bool {
+	for other := range strings.SplitSeq(list, ",") {
+		if other == name {
+			return true
+		}
+	}
+	return false
 }

@@ -145,8 +145,8 @@ type SliceEndpoint struct {
 	// NodeName is the node that the endpoint runs on, empty where unknown.
 	NodeName                    string
 	Ready, Serving, Terminating bool
-	// ForZones and ForNodes are the hints: whose clients should come here.
-	ForZones, ForNodes []string
+	// Hints say whose clients should come here.
+	Hints Hints
 }
 
 // ServiceCIDR is a range that cluster IPs are given out of.

@@ -103,15 +103,13 @@ func sliceEndpoints(in []discoveryv1.Endpoint, family model.Family, r *refusals)
 			r.add(fmt.Sprintf("endpoints[%d].addresses[0]", i), e.Addresses[0], reason)
 			continue
 		}
-		zones, nodes := hints(e.Hints, i, r)
 		out = append(out, model.SliceEndpoint{
 			Addr:        addr,
 			NodeName:    endpointNode(e.NodeName, i, r),
 			Ready:       deref(e.Conditions.Ready, true),
 			Serving:     deref(e.Conditions.Serving, true),
 			Terminating: deref(e.Conditions.Terminating, false),
-			ForZones:    zones,
-			ForNodes:    nodes,
+			Hints:       hints(e.Hints, i, r),
 		})
 	}
 	return out

@@ -176,7 +176,7 @@ func TestTranslateEndpointSlice(t *testing.T) {
 			})),
 			want: translated(endpoints(model.SliceEndpoint{
 				Addr: netip.MustParseAddr("10.244.1.6"), Ready: true, Serving: true,
-				ForZones: []string{"Zone_1.a", "b"}, ForNodes: []string{"node-1.example"},
+				Hints: model.NewHints([]string{"Zone_1.a", "b"}, []string{"node-1.example"}),
 			})),
 		},
 		{
@@ -277,7 +277,7 @@ func TestTranslateEndpointSliceRefuses(t *testing.T) {
 			})),
 			want: translated(endpoints(model.SliceEndpoint{
 				Addr: netip.MustParseAddr("10.244.1.6"), Ready: true, Serving: true,
-				ForZones: []string{"b"}, ForNodes: []string{"n"},
+				Hints: model.NewHints([]string{"b"}, []string{"n"}),
 			})),
 			refused: []string{
 				object + `endpoints[0].hints.forZones[0].name "": ` + reasonLabelValue,

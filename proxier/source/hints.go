@@ -5,16 +5,17 @@ package source
 import (
 	"fmt"
 	"slices"
-	"unique"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"fairlead/proxier/model"
 )
 
-// hints returns the zones and the nodes whose clients should come to the i-th
-// endpoint of a slice. A name that is refused is no hint; the endpoint works.
-func hints(in *discoveryv1.EndpointHints, i int, r *refusals) (zones, nodes []string) {
+// hints returns the hints of the i-th endpoint of a slice. A name that is
+// refused is no hint; the endpoint works.
+func hints(in *discoveryv1.EndpointHints, i int, r *refusals) model.Hints {
 	if in == nil {
-		return nil, nil
+		return model.Hints{}
 	}
 	forZones := hintList{refused: r, endpoint: i, field: "forZones", isValid: isLabelValue, reason: reasonLabelValue}
 	for j, zone := range in.ForZones[:forZones.limit(len(in.ForZones))] {
@@ -24,7 +25,7 @@ func hints(in *discoveryv1.EndpointHints, i int, r *refusals) (zones, nodes []st
 	for j, node := range in.ForNodes[:forNodes.limit(len(in.ForNodes))] {
 		forNodes.add(j, node.Name)
 	}
-	return forZones.names, forNodes.names
+	return model.NewHints(forZones.names, forNodes.names)
 }
 
 // hintList collects one list of hints of an endpoint, without duplicates.
@@ -49,14 +50,13 @@ func (l *hintList) limit(n int) int {
 	return maxHints
 }
 
-// add takes the j-th name. The same few recur in every slice, so they are
-// stored once.
+// add takes the j-th name.
 func (l *hintList) add(j int, name string) {
 	if !l.isValid(name) {
 		l.refused.add(fmt.Sprintf("%s[%d].name", l.path(), j), name, l.reason)
 		return
 	}
 	if !slices.Contains(l.names, name) {
-		l.names = append(l.names, unique.Make(name).Value())
+		l.names = append(l.names, name)
 	}
 }

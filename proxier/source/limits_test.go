@@ -125,10 +125,10 @@ func TestListsOfEndpointSlicesAreBounded(t *testing.T) {
 		s.Endpoints[0].Hints = hints
 	})
 	got, _, refused := TranslateEndpointSlice(slice)
-	if len(got.Ports) != maxPorts || len(got.Endpoints) != maxEndpoints ||
-		len(got.Endpoints[0].ForZones) != maxHints || len(got.Endpoints[0].ForNodes) != maxHints {
-		t.Errorf("%d ports, %d endpoints with %d zones and %d nodes", len(got.Ports), len(got.Endpoints),
-			len(got.Endpoints[0].ForZones), len(got.Endpoints[0].ForNodes))
+	zones := strings.Split(got.Endpoints[0].Hints.Zones(), ",")
+	nodes := strings.Split(got.Endpoints[0].Hints.Nodes(), ",")
+	if len(got.Ports) != maxPorts || len(got.Endpoints) != maxEndpoints || len(zones) != maxHints || len(nodes) != maxHints {
+		t.Errorf("%d ports, %d endpoints with %d zones and %d nodes", len(got.Ports), len(got.Endpoints), len(zones), len(nodes))
 	}
 	want := []string{
 		object + `ports "20002 elements": is more than 20000, the last 2 are left out`,

@@ -36,13 +36,7 @@ func SameEndpointSlice(a, b *model.EndpointSlice) bool {
 	}
 	return a.Key == b.Key && a.Service == b.Service && a.Family == b.Family &&
 		slices.Equal(a.Ports, b.Ports) &&
-		slices.EqualFunc(a.Endpoints, b.Endpoints, sameEndpoint)
-}
-
-func sameEndpoint(a, b model.SliceEndpoint) bool {
-	return a.Addr == b.Addr && a.NodeName == b.NodeName &&
-		a.Ready == b.Ready && a.Serving == b.Serving && a.Terminating == b.Terminating &&
-		slices.Equal(a.ForZones, b.ForZones) && slices.Equal(a.ForNodes, b.ForNodes)
+		slices.Equal(a.Endpoints, b.Endpoints)
 }
 
 // SameServiceCIDR reports whether a and b mean the same to a consumer; nil

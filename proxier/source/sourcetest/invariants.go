@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"fairlead/proxier/model"
@@ -157,8 +158,16 @@ func CheckEndpointSlice(s *model.EndpointSlice) error {
 	return checkPorts(s.Ports)
 }
 
+func hintNames(list string) []string {
+	if list == "" {
+		return nil
+	}
+	return strings.Split(list, ",")
+}
+
 func checkHints(e model.SliceEndpoint) error {
-	for _, list := range [][]string{e.ForZones, e.ForNodes} {
+	zones, nodes := hintNames(e.Hints.Zones()), hintNames(e.Hints.Nodes())
+	for _, list := range [][]string{zones, nodes} {
 		if len(list) > 8 {
 			return fmt.Errorf("%d hints", len(list))
 		}
@@ -169,12 +178,12 @@ func checkHints(e model.SliceEndpoint) error {
 			}
 		}
 	}
-	for _, zone := range e.ForZones {
+	for _, zone := range zones {
 		if !labelValue.MatchString(zone) {
 			return fmt.Errorf("hint for the zone %q", zone)
 		}
 	}
-	for _, node := range e.ForNodes {
+	for _, node := range nodes {
 		if len(node) > 253 || !subdomain.MatchString(node) {
 			return fmt.Errorf("hint for the node %q", node)
 		}
