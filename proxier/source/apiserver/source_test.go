@@ -190,6 +190,47 @@ func TestNode(t *testing.T) {
 	})
 }
 
+// TestStatusWaitsForTheNode, which rules depend on, but not for long.
+func TestStatusWaitsForTheNode(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		// refused is for how long the Node cannot be read.
+		refused time.Duration
+		known   bool
+	}{
+		{"late", restPatience / 10, true},
+		{"never", 10 * time.Minute, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				client := newClient(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1"))
+				refuse := func(kubetesting.Action) (bool, runtime.Object, error) {
+					return time.Since(began) < tt.refused, nil, errors.New("not today")
+				}
+				client.PrependReactor("list", "nodes", refuse)
+				client.PrependWatchReactor("nodes", func(a kubetesting.Action) (bool, watch.Interface, error) {
+					handled, _, err := refuse(a)
+					return handled, nil, err
+				})
+				r := startSource(t, client, nil)
+				r.WaitFor("the status", func(s *sourcetest.State) bool {
+					if s.Status.Listed && (s.Node != nil) != tt.known {
+						t.Errorf("listed with the Node %v, want it known: %t", s.Node, tt.known)
+					}
+					return s.Status.Listed
+				})
+				if took := time.Since(began); took < min(tt.refused, restPatience) || took > restPatience {
+					t.Errorf("listed after %s, want it within %s", took, restPatience)
+				}
+				if !tt.known {
+					r.logs.WaitFor("Cannot read the Node", "going on without")
+				}
+			})
+		})
+	}
+}
+
 func TestSelectors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startSource(t, newClient(), nil)
