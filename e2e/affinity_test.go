@@ -122,6 +122,56 @@ func TestKernelAffinity(t *testing.T) {
 	})
 }
 
+// TestKernelAffinityScope: by whatever address of a port a client comes, it has
+// the same endpoint, and by another port of the Service perhaps another one.
+func TestKernelAffinityScope(t *testing.T) {
+	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
+		ctx := testContext(t)
+		node := l.Nodes[0]
+		if err := l.RouteClient(node, netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8:f::/64")); err != nil {
+			t.Fatal(err)
+		}
+		dir := newDirectory(t)
+		objects := exposed(l, node.Pods[0], l.Nodes[1].Pods[0])
+		svc := objects[0].(*corev1.Service)
+		svc.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+		dir.write("web.yaml", objects...)
+		startAgent(ctx, t, node, v, "--manifests", dir.path).waitSynced(ctx, 0)
+		const clients = 20 // chance makes all choose alike once in 2²⁰
+		others := 0
+		for i := range clients {
+			source := netip.AddrFrom4([4]byte{192, 0, 2, byte(200 + i)})
+			if err := l.Client.AddAddr("eth0", netip.PrefixFrom(source, 24)); err != nil {
+				t.Fatal(err)
+			}
+			ask := func(network string, to netip.AddrPort) string {
+				p := lab.Probe{From: l.Client, Network: network, To: to, Source: source}
+				r := p.Once(ctx)
+				if r.Outcome != lab.Answered {
+					t.Fatalf("%s from %s: %s", p, source, r)
+				}
+				return r.Server
+			}
+			first := ask("tcp", netip.AddrPortFrom(vip(model.IPv4, 10), httpPort))
+			for kind, at := range udpAddrs(l, model.IPv4) {
+				port := uint16(httpPort)
+				if kind == "node port" {
+					port = 30080
+				}
+				if got := ask("tcp", netip.AddrPortFrom(at.Addr(), port)); got != first {
+					t.Errorf("client %s reaches %s by the %s, and %s by the cluster IP", source, got, kind, first)
+				}
+			}
+			if ask("udp", netip.AddrPortFrom(vip(model.IPv4, 10), dnsPort)) != first {
+				others++
+			}
+		}
+		if others == 0 {
+			t.Error("every client has the same endpoint by both ports")
+		}
+	})
+}
+
 // TestKernelAffinityWithoutSets: where iptables cannot use sets, the agent says
 // so, goes on with lists, and makes no set.
 func TestKernelAffinityWithoutSets(t *testing.T) {

@@ -147,6 +147,27 @@ func TestKernelNodePortsFollowAddresses(t *testing.T) {
 	}
 }
 
+// TestKernelNodePortsHoldNoSocket: a process of the node may have the port, and
+// gets nothing of what is for the Service.
+func TestKernelNodePortsHoldNoSocket(t *testing.T) {
+	ctx := testContext(t)
+	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+		t.Skip(err)
+	}
+	l, dir := nodePortLab(t)
+	node := l.Nodes[0]
+	startAgent(ctx, t, node, lab.NFT, "--manifests", dir.path).waitSynced(ctx, 0)
+	if _, err := node.EchoPort(ctx, 30080); err != nil {
+		t.Errorf("listen on a node port: %v", err)
+	}
+	for _, f := range families() {
+		p := lab.Probe{From: l.Client, Network: "tcp", To: netip.AddrPortFrom(node.Addr(f), 30080)}
+		if r := p.Once(ctx); r.Server != node.Pods[0].Label {
+			t.Errorf("%s: %s, want an answer of the endpoint", p, r)
+		}
+	}
+}
+
 // TestKernelLocalDetection: by whatever sign pods are told, they keep their
 // address, and others take the node's.
 func TestKernelLocalDetection(t *testing.T) {

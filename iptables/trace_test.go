@@ -80,6 +80,8 @@ func TestTrace(t *testing.T) {
 		{"no endpoints, another port", v4(), none, packet{pod, "10.96.0.10", "tcp", 81, false}, []fate{{"10.96.0.10:81", false, "ACCEPT"}}},
 		{"another port is left alone", v4(), two, packet{pod, "10.96.0.10", "tcp", 81, false}, []fate{{"10.96.0.10:81", false, "ACCEPT"}}},
 		{"another protocol is left alone", v4(), two, packet{pod, "10.96.0.10", "udp", 80, false}, []fate{{"10.96.0.10:80", false, "ACCEPT"}}},
+		{"a ping is left alone", v4(), two, packet{pod, "10.96.0.10", "icmp", 0, false}, []fate{{"10.96.0.10:0", false, "ACCEPT"}}},
+		{"a ping is left alone, without endpoints", v4(), none, packet{pod, "10.96.0.10", "icmp", 0, false}, []fate{{"10.96.0.10:0", false, "ACCEPT"}}},
 		{"another address is left alone", v4(), two, packet{pod, "10.96.0.11", "tcp", 80, false}, []fate{{"10.96.0.11:80", false, "ACCEPT"}}},
 		{"the node's address is left alone", v4(), two, packet{outside, nodeIP, "tcp", 80, false}, []fate{{nodeIP + ":80", false, "ACCEPT"}}},
 		{"an endpoint reached directly is left alone", v4(), two, packet{outside, "10.244.0.1", "tcp", 8080, false}, []fate{{"10.244.0.1:8080", false, "ACCEPT"}}},

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"fairlead/e2e/lab"
+)
+
+// TestKernelHealthLate: an agent whose rules do not follow for twice the sync
+// period says so.
+func TestKernelHealthLate(t *testing.T) {
+	ctx := testContext(t)
+	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+		t.Skip(err)
+	}
+	l := newLab(t)
+	dir := newDirectory(t)
+	dir.write("web.yaml", web(l, l.Nodes[0].Pods[0])...)
+	commands := newLoggedCommands(t)
+	begun := commands.slowRestore(lab.NFT)
+	const period = time.Second
+	start := time.Now()
+	a := startAgentEnv(ctx, t, l.Nodes[0], lab.NFT, []string{commands.path()},
+		"--manifests", dir.path, "--iptables-sync-period", period.String())
+	begun()
+	for _, path := range []string{"healthz", "livez"} {
+		for status := 0; status != http.StatusServiceUnavailable; {
+			var err error
+			if status, _, err = a.get(ctx, "http://127.0.0.1:10256/"+path); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(start); status == http.StatusServiceUnavailable && took < 2*period {
+				t.Errorf("/%s fails after %s, want it to wait for %s", path, took, 2*period)
+			} else if took > 10*period {
+				t.Fatalf("/%s is still %d after %s", path, status, took)
+			}
+			time.Sleep(10 * time.Millisecond) // nothing tells when it will
+		}
+	}
+}
