@@ -219,14 +219,19 @@ func (w *walk) check() error {
 	for name := range w.ports {
 		owners[name.Service]++
 	}
-	for key, names := range w.loop.ports {
-		if owners[key] != len(names) || len(names) == 0 {
-			return fmt.Errorf("got %d names for %v, want %d", len(names), key, owners[key])
+	for key, ports := range w.loop.ports {
+		if owners[key] != len(ports) || len(ports) == 0 {
+			return fmt.Errorf("got %d ports for %v, want %d", len(ports), key, owners[key])
+		}
+		for _, p := range ports {
+			if w.loop.snapshot.Get(p.Name) != p {
+				return fmt.Errorf("got a second copy of %v", p.Name)
+			}
 		}
 		delete(owners, key)
 	}
 	if len(owners) > 0 {
-		return fmt.Errorf("got no names for %v", owners)
+		return fmt.Errorf("got no ports for %v", owners)
 	}
 	return nil
 }

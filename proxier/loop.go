@@ -48,8 +48,8 @@ type LoopConfig struct {
 type Loop struct {
 	LoopConfig
 	snapshot *model.Snapshot
-	// ports are the names that each Service has in snapshot.
-	ports map[model.ObjectKey][]model.ServicePortName
+	// ports are those that each Service has in snapshot.
+	ports map[model.ObjectKey][]*model.ServicePort
 	// changed are the names that no successful sync has carried yet.
 	changed  map[model.ServicePortName]bool
 	triggers []time.Time
@@ -74,7 +74,7 @@ func NewLoop(cfg LoopConfig) *Loop {
 	return &Loop{
 		LoopConfig: cfg,
 		snapshot:   model.NewSnapshot(),
-		ports:      map[model.ObjectKey][]model.ServicePortName{},
+		ports:      map[model.ObjectKey][]*model.ServicePort{},
 		changed:    map[model.ServicePortName]bool{},
 
 		refusedAddrs: map[model.ObjectKey][]RefusedAddr{},
@@ -203,7 +203,7 @@ func (l *Loop) nodeIP(addrs []netip.Addr) netip.Addr {
 // done notes that all that was taken is in the kernel.
 func (l *Loop) done(start time.Time) {
 	l.failures = 0
-	clear(l.changed)
+	l.changed = map[model.ServicePortName]bool{} // clear would keep the room for the first list
 	now := time.Now()
 	l.Metrics.consecutiveFailure.WithLabelValues(l.Family.String()).Set(0)
 	l.Metrics.lastSync.WithLabelValues(l.Family.String()).Set(seconds(now))
@@ -222,27 +222,30 @@ func (l *Loop) resolve(b Batch) {
 	at := Locality{Node: l.NodeName, Zone: b.Node.Zone}
 	changes := map[model.ServicePortName]*model.ServicePort{}
 	for key, st := range b.Services {
-		for _, name := range l.ports[key] {
-			changes[name] = nil
+		for _, port := range l.ports[key] {
+			changes[port.Name] = nil
 		}
-		var names []model.ServicePortName
-		for _, port := range Resolve(st.Service, st.Slices, at, l.Family) {
-			names = append(names, port.Name)
-			changes[port.Name] = port
+		ports := Resolve(st.Service, st.Slices, at, l.Family)
+		for i, port := range ports {
+			if old := l.snapshot.Get(port.Name); old != nil && old.Equal(port) {
+				ports[i] = old // so that there are not two
+			}
+			changes[port.Name] = ports[i]
 		}
-		if names == nil {
+		if len(ports) == 0 {
 			delete(l.ports, key)
 		} else {
-			l.ports[key] = names
+			l.ports[key] = ports
 		}
 	}
 	for name, port := range changes {
-		if old := l.snapshot.Get(name); old == nil && port == nil || old != nil && port != nil && old.Equal(port) {
+		old := l.snapshot.Get(name)
+		if old == port {
 			delete(changes, name)
 			continue
 		}
 		l.changed[name] = true
-		l.dropped.add(l.snapshot.Get(name), -1)
+		l.dropped.add(old, -1)
 		l.dropped.add(port, +1)
 	}
 	l.snapshot = l.snapshot.With(changes)

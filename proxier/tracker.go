@@ -36,12 +36,11 @@ type Tracker struct {
 	metrics *Metrics
 	start   time.Time
 
-	mu       sync.Mutex
-	services map[model.ObjectKey]*model.Service
-	// slices are the EndpointSlices by Service and by their own key.
-	slices map[model.ObjectKey]map[model.ObjectKey]*model.EndpointSlice
-	// owner is the Service of each EndpointSlice.
-	owner map[model.ObjectKey]model.ObjectKey
+	mu sync.Mutex
+	// objects are the Services and their EndpointSlices, by Service, and slices
+	// the EndpointSlices by their own key.
+	objects map[model.ObjectKey]objects
+	slices  map[model.ObjectKey]*model.EndpointSlice
 	// clusterIPs counts the Services that have a cluster IP, and claims are the
 	// Services that have an address as an external one.
 	clusterIPs   map[netip.Addr]int
@@ -52,6 +51,13 @@ type Tracker struct {
 	node   model.Node
 	addrs  []netip.Addr
 	views  map[model.Family]*view
+}
+
+// objects are a Service and its EndpointSlices. Either may be there without the
+// other.
+type objects struct {
+	service *model.Service
+	slices  []*model.EndpointSlice
 }
 
 // view is what one family has not taken yet.
@@ -84,9 +90,8 @@ func addTriggers(triggers []time.Time, more ...time.Time) []time.Time {
 func NewTracker(cfg TrackerConfig) *Tracker {
 	t := &Tracker{
 		health: cfg.Health, metrics: cfg.Metrics, start: time.Now(),
-		services: map[model.ObjectKey]*model.Service{},
-		slices:   map[model.ObjectKey]map[model.ObjectKey]*model.EndpointSlice{},
-		owner:    map[model.ObjectKey]model.ObjectKey{},
+		objects: map[model.ObjectKey]objects{},
+		slices:  map[model.ObjectKey]*model.EndpointSlice{},
 
 		clusterIPs:   map[netip.Addr]int{},
 		claims:       map[netip.Addr]map[model.ObjectKey]bool{},
@@ -145,9 +150,9 @@ func (t *Tracker) setNode(n *model.Node) {
 	if old.Zone == n.Zone {
 		return
 	}
-	for key, svc := range t.services {
+	for key, o := range t.objects {
 		for f, v := range t.views {
-			if hasFamily(svc, f) {
+			if hasFamily(o.service, f) {
 				v.mark(key)
 			}
 		}
@@ -164,19 +169,26 @@ func (t *Tracker) markDue() {
 // setService takes over a Service, which concerns the families in which it has
 // or had a cluster IP.
 func (t *Tracker) setService(key model.ObjectKey, svc *model.Service) {
-	old := t.services[key]
+	o := t.objects[key]
+	old := o.service
 	for f, v := range t.views {
 		if hasFamily(old, f) || hasFamily(svc, f) {
 			v.mark(key)
 			v.services++
 		}
 	}
-	if svc == nil {
-		delete(t.services, key)
-	} else {
-		t.services[key] = svc
-	}
+	o.service = svc
+	t.setObjects(key, o)
 	t.setClaims(key, old, svc)
+}
+
+// setObjects makes a Service and its slices what o says.
+func (t *Tracker) setObjects(service model.ObjectKey, o objects) {
+	if o.service == nil && len(o.slices) == 0 {
+		delete(t.objects, service)
+	} else {
+		t.objects[service] = o
+	}
 }
 
 func hasFamily(svc *model.Service, f model.Family) bool {
@@ -190,7 +202,7 @@ func hasFamily(svc *model.Service, f model.Family) bool {
 // setSlice takes over a slice, which concerns its family; it may have been
 // another Service's, or of another family, before.
 func (t *Tracker) setSlice(key model.ObjectKey, slice *model.EndpointSlice) {
-	old := t.slices[t.owner[key]][key]
+	old := t.slices[key]
 	for f, v := range t.views {
 		before, after := old != nil && old.Family == f, slice != nil && slice.Family == f
 		if before {
@@ -212,20 +224,18 @@ func (t *Tracker) setSlice(key model.ObjectKey, slice *model.EndpointSlice) {
 // place puts a slice where it belongs.
 func (t *Tracker) place(key model.ObjectKey, old, slice *model.EndpointSlice) {
 	if old != nil {
-		delete(t.slices[old.Service], key)
-		if len(t.slices[old.Service]) == 0 {
-			delete(t.slices, old.Service)
-		}
-		delete(t.owner, key)
+		o := t.objects[old.Service]
+		o.slices = slices.DeleteFunc(o.slices, func(s *model.EndpointSlice) bool { return s == old })
+		t.setObjects(old.Service, o)
 	}
 	if slice == nil {
+		delete(t.slices, key)
 		return
 	}
-	t.owner[key] = slice.Service
-	if t.slices[slice.Service] == nil {
-		t.slices[slice.Service] = map[model.ObjectKey]*model.EndpointSlice{}
-	}
-	t.slices[slice.Service][key] = slice
+	o := t.objects[slice.Service]
+	o.slices = append(o.slices, slice)
+	t.setObjects(slice.Service, o)
+	t.slices[key] = slice
 }
 
 // pending publishes how many changes the family that is furthest behind has not
@@ -302,10 +312,9 @@ func (t *Tracker) Take(f model.Family) Batch {
 	}
 	for key := range v.dirty {
 		st := ServiceState{}
-		st.Service, st.Refused = t.withoutRefused(t.services[key], f)
-		for _, s := range t.slices[key] {
-			st.Slices = append(st.Slices, s)
-		}
+		o := t.objects[key]
+		st.Service, st.Refused = t.withoutRefused(o.service, f)
+		st.Slices = slices.Clone(o.slices)
 		b.Services[key] = st
 	}
 	v.dirty, v.triggers = map[model.ObjectKey]bool{}, nil

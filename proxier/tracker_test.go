@@ -103,7 +103,7 @@ func TestTrackerBatches(t *testing.T) {
 		})
 	}
 	tr.Update(with(services("-a", "-b", "-c"), slicesOf("-s1")))
-	if n := len(tr.services) + len(tr.slices) + len(tr.owner); n != 0 {
+	if n := len(tr.objects) + len(tr.slices); n != 0 {
 		t.Errorf("got %d entries that are left without objects", n)
 	}
 }
