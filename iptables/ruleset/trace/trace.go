@@ -7,18 +7,21 @@
 package trace
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 
 	"fairlead/iptables/ruleset"
 )
 
+// maxDepth is how deep chains may jump: nf_tables takes 16 chains, the built-in
+// one counted (NFT_JUMP_STACK_SIZE).
+const maxDepth = 16
+
 // Tracer follows packets through the rules of one node and family.
 type Tracer struct {
-	rules map[ruleset.ChainKey][]ruleset.Rule
+	rules map[ruleset.ChainKey][]rule
 	// local are the node's own addresses.
 	local []netip.Addr
 }
@@ -32,6 +35,9 @@ type Packet struct {
 	// FromNode is set if the node itself sends it, rather than a pod or
 	// somebody outside.
 	FromNode bool
+	// Known are the sets, and the lists of xt_recent, that Src is in. What they
+	// hold is as fresh as any rule asks for.
+	Known []string
 }
 
 // Fate is one thing that may become of a packet.
@@ -42,18 +48,25 @@ type Fate struct {
 	Masqueraded bool
 	// Verdict is the filter table's: "ACCEPT", "DROP" or "REJECT".
 	Verdict string
+	// Learned is the set or list that Src has been added to on the way, empty
+	// if there was none.
+	Learned string
 }
 
 // New returns a Tracer over the rules of a node that has the local addresses,
 // besides those of the loopback interface.
 func New(d ruleset.Dump, local ...netip.Addr) *Tracer {
 	tr := &Tracer{
-		rules: map[ruleset.ChainKey][]ruleset.Rule{},
+		rules: map[ruleset.ChainKey][]rule{},
 		local: append(slices.Clone(local), netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()),
 	}
 	for _, table := range d {
 		for _, c := range table.Chains {
-			tr.rules[ruleset.ChainKey{Table: table.Name, Name: c.Name}] = c.Rules
+			rules := make([]rule, len(c.Rules))
+			for i, text := range c.Rules {
+				rules[i] = parse(text)
+			}
+			tr.rules[ruleset.ChainKey{Table: table.Name, Name: c.Name}] = rules
 		}
 	}
 	return tr
@@ -64,6 +77,8 @@ type state struct {
 	src, dst netip.Addr
 	proto    string
 	dport    uint16
+	known    []string
+	learned  string
 	mark     uint32
 	masq     bool
 	// dnat is set once it is translated.
@@ -75,7 +90,7 @@ type state struct {
 
 // Trace returns all fates of a packet with their probabilities.
 func (tr *Tracer) Trace(pkt Packet) (map[Fate]float64, error) {
-	s := state{src: pkt.Src, dst: pkt.Dst.Addr(), proto: pkt.Proto, dport: pkt.Dst.Port(), p: 1}
+	s := state{src: pkt.Src, dst: pkt.Dst.Addr(), proto: pkt.Proto, dport: pkt.Dst.Port(), known: pkt.Known, p: 1}
 	hook := "PREROUTING"
 	if pkt.FromNode {
 		hook = "OUTPUT"
@@ -91,7 +106,7 @@ func (tr *Tracer) Trace(pkt Packet) (map[Fate]float64, error) {
 			return nil, err
 		}
 		for _, s := range ends {
-			out[Fate{netip.AddrPortFrom(s.dst, s.dport), s.masq, s.verdict}] += s.p
+			out[Fate{netip.AddrPortFrom(s.dst, s.dport), s.masq, s.verdict, s.learned}] += s.p
 		}
 	}
 	return out, nil
@@ -103,7 +118,7 @@ func (tr *Tracer) onward(s state, fromNode bool) ([]state, error) {
 	for _, k := range tr.hooks(s.dst, fromNode) {
 		var passed, stopped []state
 		for _, s := range in {
-			if s.verdict != "ACCEPT" {
+			if s.verdict != accept {
 				stopped = append(stopped, s)
 			} else {
 				passed = append(passed, s)
@@ -140,9 +155,9 @@ func (tr *Tracer) base(t ruleset.Table, chain string, in []state) ([]state, erro
 	for i := range in {
 		in[i].verdict = ""
 	}
-	out, undecided, err := tr.run(ruleset.ChainKey{Table: t, Name: chain}, in)
+	out, undecided, err := tr.run(ruleset.ChainKey{Table: t, Name: chain}, in, 1)
 	for _, s := range undecided {
-		s.verdict = "ACCEPT"
+		s.verdict = accept
 		out = append(out, s)
 	}
 	return out, err
@@ -150,19 +165,22 @@ func (tr *Tracer) base(t ruleset.Table, chain string, in []state) ([]state, erro
 
 // run sends states through a chain. It returns those that a rule has decided
 // about, and those that come out at its end.
-func (tr *Tracer) run(k ruleset.ChainKey, in []state) (decided, end []state, err error) {
+func (tr *Tracer) run(k ruleset.ChainKey, in []state, depth int) (decided, end []state, err error) {
 	rules, ok := tr.rules[k]
-	if !ok {
+	switch {
+	case !ok:
 		return nil, nil, fmt.Errorf("jump to %s, which is not there", k)
+	case depth > maxDepth:
+		return nil, nil, fmt.Errorf("jump to %s, %d chains deep", k, depth)
 	}
-	for _, text := range rules {
-		r, err := parse(text)
-		if err != nil {
-			return nil, nil, err
+	for i := range rules {
+		r := &rules[i]
+		if r.err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", k, r.err)
 		}
 		var next []state
 		for _, s := range in {
-			p := r.match(tr, s)
+			p := r.match(tr, &s)
 			if p < 1 {
 				miss := s
 				miss.p *= 1 - p
@@ -172,139 +190,61 @@ func (tr *Tracer) run(k ruleset.ChainKey, in []state) (decided, end []state, err
 				continue
 			}
 			s.p *= p
-			switch r.target {
-			case "":
-				next = append(next, s)
-			case "RETURN":
-				end = append(end, s)
-			case "ACCEPT", "DROP", "REJECT":
-				s.verdict = r.target
-				decided = append(decided, s)
-			case "DNAT":
-				s.dst, s.dport, s.dnat, s.verdict = r.to.Addr(), r.to.Port(), true, "ACCEPT"
-				decided = append(decided, s)
-			case "MASQUERADE":
-				s.masq, s.verdict = true, "ACCEPT"
-				decided = append(decided, s)
-			case "MARK":
-				s.mark = s.mark&^r.mask ^ r.value
-				next = append(next, s)
-			default:
-				d, e, err := tr.run(ruleset.ChainKey{Table: k.Table, Name: r.target}, []state{s})
-				if err != nil {
-					return nil, nil, err
-				}
-				decided, next = append(decided, d...), append(next, e...)
+			out, err := tr.apply(r, k.Table, s, depth)
+			if err != nil {
+				return nil, nil, err
 			}
+			decided, end, next = append(decided, out.decided...), append(end, out.end...), append(next, out.next...)
 		}
 		in = next
 	}
 	return decided, append(end, in...), nil
 }
 
-// rule is a parsed rule.
-type rule struct {
-	matches     []func(*Tracer, state) bool
-	probability float64
-	target      string
-	to          netip.AddrPort
-	value, mask uint32
+// ends are where a rule leaves packets: decided about, at the end of the chain
+// that it is in, or at the next rule.
+type ends struct{ decided, end, next []state }
+
+// apply does with a state what a rule's target says.
+func (tr *Tracer) apply(r *rule, t ruleset.Table, s state, depth int) (ends, error) {
+	if err := s.learn(r.addTo); err != nil {
+		return ends{}, err
+	}
+	one := []state{s}
+	switch r.target {
+	case "", "SET":
+		return ends{next: one}, nil
+	case "RETURN":
+		return ends{end: one}, nil
+	case accept, "DROP", "REJECT":
+		one[0].verdict = r.target
+		return ends{decided: one}, nil
+	case "DNAT":
+		one[0].dst, one[0].dport, one[0].dnat, one[0].verdict = r.to.Addr(), r.to.Port(), true, accept
+		return ends{decided: one}, nil
+	case "MASQUERADE":
+		one[0].masq, one[0].verdict = true, accept
+		return ends{decided: one}, nil
+	case "MARK":
+		one[0].mark = s.mark&^r.mask ^ r.value
+		return ends{next: one}, nil
+	}
+	decided, back, err := tr.run(ruleset.ChainKey{Table: t, Name: r.target}, one, depth+1)
+	if r.leaves {
+		return ends{decided: decided, end: back}, err
+	}
+	return ends{decided: decided, next: back}, err
 }
 
-// match returns the probability that the rule takes the state.
-func (r *rule) match(tr *Tracer, s state) float64 {
-	for _, m := range r.matches {
-		if !m(tr, s) {
-			return 0
-		}
-	}
-	return r.probability
-}
+// knows tells whether the source is in a set or on a list.
+func (s *state) knows(name string) bool { return s.learned == name || slices.Contains(s.known, name) }
 
-// words splits a rule's text; a quoted word is one.
-func words(r ruleset.Rule) []string {
-	var out []string
-	quoted := false
-	for _, part := range strings.Fields(string(r)) {
-		if quoted {
-			out[len(out)-1] += " " + part
-		} else {
-			out = append(out, part)
-		}
-		if strings.Count(part, `"`)%2 == 1 {
-			quoted = !quoted
-		}
+// learn adds the source to a set or a list, if that has a name. With a second
+// one it would be a client of two endpoints.
+func (s *state) learn(name string) error {
+	if s.learned != "" && name != "" && s.learned != name {
+		return fmt.Errorf("a packet is added to %s and to %s", s.learned, name)
 	}
-	return out
-}
-
-// parse reads a rule as iptables-save prints it.
-func parse(text ruleset.Rule) (*rule, error) {
-	r := &rule{probability: 1}
-	w := words(text)
-	for len(w) > 0 {
-		not := w[0] == "!"
-		if not {
-			w = w[1:]
-		}
-		if len(w) == 0 {
-			return nil, fmt.Errorf("rule %q ends early", text)
-		}
-		option, arg := w[0], ""
-		if w = w[1:]; option != "--random-fully" {
-			if len(w) == 0 {
-				return nil, fmt.Errorf("rule %q ends early", text)
-			}
-			arg, w = w[0], w[1:]
-		}
-		if err := r.option(option, arg, not); err != nil {
-			return nil, fmt.Errorf("rule %q: %w", text, err)
-		}
-	}
-	return r, nil
-}
-
-// option adds one option of a rule.
-func (r *rule) option(option, arg string, not bool) error {
-	var err error
-	add := func(m func(*Tracer, state) bool) {
-		r.matches = append(r.matches, func(tr *Tracer, s state) bool { return m(tr, s) != not })
-	}
-	switch option {
-	case "-m", "--comment", "--mode", "--random-fully", "--reject-with":
-	case "-s", "-d":
-		prefix, perr := netip.ParsePrefix(arg)
-		err = perr
-		add(func(_ *Tracer, s state) bool {
-			return option == "-s" && prefix.Contains(s.src) || option == "-d" && prefix.Contains(s.dst)
-		})
-	case "-p":
-		add(func(_ *Tracer, s state) bool { return s.proto == arg })
-	case "--dport":
-		add(func(_ *Tracer, s state) bool { return strconv.Itoa(int(s.dport)) == arg })
-	case "--ctstate":
-		states := strings.Split(arg, ",")
-		add(func(_ *Tracer, s state) bool {
-			return slices.Contains(states, "NEW") || s.dnat && slices.Contains(states, "DNAT")
-		})
-	case "--dst-type":
-		add(func(tr *Tracer, s state) bool { return arg == "LOCAL" && slices.Contains(tr.local, s.dst) })
-	case "--src-type":
-		add(func(tr *Tracer, s state) bool { return arg == "LOCAL" && slices.Contains(tr.local, s.src) })
-	case "--mark":
-		var value, mask uint32
-		_, err = fmt.Sscanf(arg, "0x%x/0x%x", &value, &mask)
-		add(func(_ *Tracer, s state) bool { return s.mark&mask == value })
-	case "--set-xmark":
-		_, err = fmt.Sscanf(arg, "0x%x/0x%x", &r.value, &r.mask)
-	case "--probability":
-		r.probability, err = strconv.ParseFloat(arg, 64)
-	case "--to-destination":
-		r.to, err = netip.ParseAddrPort(arg)
-	case "-j":
-		r.target = arg
-	default:
-		err = fmt.Errorf("unknown option %s", option)
-	}
-	return err
+	s.learned = cmp.Or(s.learned, name)
+	return nil
 }
