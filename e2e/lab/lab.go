@@ -82,11 +82,10 @@ func (l *Lab) build(ctx context.Context, cfg Config) error {
 	if err := l.addLAN(ctx); err != nil {
 		return err
 	}
-	client, err := l.addHost(ctx, "client", clientHost)
-	if err != nil {
+	l.Client = planClient()
+	if err := l.addHost(ctx, l.Client); err != nil {
 		return err
 	}
-	l.Client = client
 	for range max(cfg.Nodes, 1) {
 		n, err := l.AddNode(ctx)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -53,6 +54,50 @@ func echo(t *testing.T, ns *lab.NS) {
 }
 
 func networks() []string { return []string{"tcp", "udp"} }
+
+// TestKernelPlan: a lab has the labels and addresses that were planned, and its
+// namespaces have them on their links.
+func TestKernelPlan(t *testing.T) {
+	cfg := lab.Config{Nodes: 2, Pods: 2}
+	plan, l := lab.Plan(cfg), newLab(t, cfg)
+	want, got := hosts(plan), hosts(l)
+	if len(want) != 7 || len(got) != len(want) {
+		t.Fatalf("%d hosts are planned and %d are there, want 7", len(want), len(got))
+	}
+	for i, ns := range got {
+		if ns.Label != want[i].Label {
+			t.Errorf("host %d is %s, and %s in the plan", i, ns.Label, want[i].Label)
+		}
+		text, err := ns.Run(t.Context(), "ip", "-brief", "addr", "show", "dev", "eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range model.Families() {
+			if planned := want[i].Addr(f); ns.Addr(f) != planned || !strings.Contains(text, " "+planned.String()+"/") {
+				t.Errorf("%s: planned %s, the lab says %s and the kernel %q", ns.Label, planned, ns.Addr(f), text)
+			}
+		}
+	}
+	for i, n := range l.Nodes {
+		for _, f := range model.Families() {
+			if got, want := n.PodCIDR(f), plan.Nodes[i].PodCIDR(f); got != want || !want.Contains(n.Pods[1].Addr(f)) {
+				t.Errorf("%s has the pod CIDR %s, and %s in the plan", n.Label, got, want)
+			}
+		}
+	}
+	if err := plan.Client.Do(func() error { return nil }); err == nil {
+		t.Error("a host that is only planned can be entered")
+	}
+}
+
+// hosts are all hosts of a lab, in order.
+func hosts(l *lab.Lab) []*lab.NS {
+	out := []*lab.NS{l.Client}
+	for _, n := range l.Nodes {
+		out = append(append(out, n.NS), n.Pods...)
+	}
+	return out
+}
 
 func TestKernelReachability(t *testing.T) {
 	l := newLab(t, lab.Config{Nodes: 2, Pods: 2})

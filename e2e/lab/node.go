@@ -68,18 +68,17 @@ func outsideBits(f model.Family) int {
 // addLAN makes the switch that connects nodes and client. Its own address is
 // everybody's default gateway, and as it does not forward, a dead end.
 func (l *Lab) addLAN(ctx context.Context) error {
-	lan, err := l.newNS(ctx, "lan")
-	if err != nil {
+	l.lan = plan("lan", func(f model.Family) netip.Addr { return LANAddr(f, gatewayHost) })
+	if err := l.create(ctx, l.lan); err != nil {
 		return err
 	}
-	l.lan = lan
-	if err := lan.setSysctls(loudSysctls); err != nil {
+	if err := l.lan.setSysctls(loudSysctls); err != nil {
 		return err
 	}
-	if err := lan.addGateway(lanBridge, func(f model.Family) netip.Addr { return LANAddr(f, gatewayHost) }); err != nil {
+	if err := l.lan.addGateway(lanBridge, l.lan.Addr); err != nil {
 		return err
 	}
-	return lan.addBlackhole()
+	return l.lan.addBlackhole()
 }
 
 // addGateway makes a bridge with an address in each family.
@@ -95,29 +94,28 @@ func (ns *NS) addGateway(bridge string, addr func(model.Family) netip.Addr) erro
 	return ns.setUp(bridge)
 }
 
-// addHost makes a namespace that is connected to the outside network.
-func (l *Lab) addHost(ctx context.Context, label string, host int) (*NS, error) {
-	ns, err := l.newNS(ctx, label)
-	if err != nil {
-		return nil, err
+// addHost makes a namespace and connects it to the outside network.
+func (l *Lab) addHost(ctx context.Context, ns *NS) error {
+	if err := l.create(ctx, ns); err != nil {
+		return err
 	}
-	if err := l.lan.plug(lanBridge, label, ns); err != nil {
-		return nil, err
+	if err := l.lan.plug(lanBridge, ns.Label, ns); err != nil {
+		return err
 	}
 	for _, f := range model.Families() {
-		addr := LANAddr(f, host)
-		if err := ns.connect(ctx, addr, outsideBits(f), LANAddr(f, gatewayHost)); err != nil {
-			return nil, err
+		if err := ns.connect(ctx, outsideBits(f), l.lan.Addr(f)); err != nil {
+			return err
 		}
 	}
-	return ns, nil
+	return nil
 }
 
-// connect gives eth0 its address and the default route, and waits until it
-// reaches the gateway: the kernel discards packets for some milliseconds after
-// a link has come up. That nothing listens there is the answer it waits for.
-func (ns *NS) connect(ctx context.Context, addr netip.Addr, bits int, gateway netip.Addr) error {
-	ns.addrs[familyOf(addr)] = addr
+// connect gives eth0 its address of the gateway's family and the default route,
+// and waits until it reaches the gateway: the kernel discards packets for some
+// milliseconds after a link has come up. That nothing listens there is the answer
+// it waits for.
+func (ns *NS) connect(ctx context.Context, bits int, gateway netip.Addr) error {
+	addr := ns.Addr(familyOf(gateway))
 	if err := ns.AddAddr("eth0", netip.PrefixFrom(addr, bits)); err != nil {
 		return err
 	}
@@ -132,15 +130,13 @@ func (ns *NS) connect(ctx context.Context, addr netip.Addr, bits int, gateway ne
 
 // AddNode adds a node, and routes between its pods and those of the others.
 func (l *Lab) AddNode(ctx context.Context) (*Node, error) {
-	index := len(l.Nodes)
-	if index >= maxNodes {
+	n := l.planNode()
+	if n.index >= maxNodes {
 		return nil, fmt.Errorf("add node: at most %d are possible", maxNodes)
 	}
-	ns, err := l.addHost(ctx, fmt.Sprintf("node-%d", index+1), firstHost+index)
-	if err != nil {
+	if err := l.addHost(ctx, n.NS); err != nil {
 		return nil, err
 	}
-	n := &Node{NS: ns, lab: l, index: index}
 	if err := n.setSysctls(slices.Concat(loudSysctls, nodeSysctls)); err != nil {
 		return nil, err
 	}
@@ -183,19 +179,19 @@ func (n *Node) AddPod(ctx context.Context) (*NS, error) {
 	if number > maxPods {
 		return nil, fmt.Errorf("add pod to %s: at most %d are possible", n.Label, maxPods)
 	}
-	pod, err := n.lab.newNS(ctx, fmt.Sprintf("%s-pod-%d", n.Label, number))
-	if err != nil {
+	pod := n.planPod()
+	if err := n.lab.create(ctx, pod); err != nil {
 		return nil, err
 	}
 	if err := n.plug(podBridge, fmt.Sprintf("pod-%d", number), pod); err != nil {
 		return nil, err
 	}
 	for _, f := range model.Families() {
-		addr, bits := n.podAddr(f, firstHost+number-1), outsideBits(f)
+		bits := outsideBits(f)
 		if n.routed {
-			bits = addr.BitLen()
+			bits = pod.Addr(f).BitLen()
 		}
-		if err := pod.connect(ctx, addr, bits, n.podAddr(f, gatewayHost)); err != nil {
+		if err := pod.connect(ctx, bits, n.podAddr(f, gatewayHost)); err != nil {
 			return nil, err
 		}
 	}

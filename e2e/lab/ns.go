@@ -38,28 +38,23 @@ type NS struct {
 	echos []*Echo
 }
 
-// newNS makes a namespace with its loopback up. Addresses are usable at once
-// in it: nothing waits for duplicate address detection.
-func (l *Lab) newNS(ctx context.Context, label string) (*NS, error) {
-	ns := &NS{
-		Label:  label,
-		Name:   l.prefix + label,
-		handle: netns.None(),
-		addrs:  map[model.Family]netip.Addr{},
-	}
+// create makes a namespace that was planned, with its loopback up. Addresses are
+// usable at once in it: nothing waits for duplicate address detection.
+func (l *Lab) create(ctx context.Context, ns *NS) error {
+	ns.Name = l.prefix + ns.Label
 	l.all = append(l.all, ns) // before, as a command that fails may have made it
 	if err := runIP(ctx, "netns", "add", ns.Name); err != nil {
-		return nil, err
+		return err
 	}
 	handle, err := netns.GetFromPath(ns.Path())
 	if err != nil {
-		return nil, fmt.Errorf("open namespace %s: %w", ns.Name, err)
+		return fmt.Errorf("open namespace %s: %w", ns.Name, err)
 	}
 	ns.handle = handle
 	if err := ns.setSysctls(hostSysctls); err != nil {
-		return nil, err
+		return err
 	}
-	return ns, ns.setUp("lo")
+	return ns.setUp("lo")
 }
 
 // Path is the file the namespace is bound to, as nsenter --net wants it.

@@ -6,30 +6,45 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/vishvananda/netns"
+
 	"fairlead/proxier/model"
 )
 
 // Plan returns the lab that New would build, of labels and addresses alone: it
 // has no namespaces, and nothing in it can be run or asked.
 func Plan(cfg Config) *Lab {
-	l := &Lab{Client: planned("client", func(f model.Family) netip.Addr { return LANAddr(f, clientHost) })}
-	for i := range max(cfg.Nodes, 1) {
-		label := fmt.Sprintf("node-%d", i+1)
-		n := &Node{
-			NS:  planned(label, func(f model.Family) netip.Addr { return LANAddr(f, firstHost+i) }),
-			lab: l, index: i,
-		}
-		for j := range cfg.Pods {
-			n.Pods = append(n.Pods, planned(fmt.Sprintf("%s-pod-%d", label, j+1),
-				func(f model.Family) netip.Addr { return n.podAddr(f, firstHost+j) }))
+	l := &Lab{Client: planClient()}
+	for range max(cfg.Nodes, 1) {
+		n := l.planNode()
+		for range cfg.Pods {
+			n.Pods = append(n.Pods, n.planPod())
 		}
 		l.Nodes = append(l.Nodes, n)
 	}
 	return l
 }
 
-func planned(label string, addr func(model.Family) netip.Addr) *NS {
-	ns := &NS{Label: label, addrs: map[model.Family]netip.Addr{}}
+func planClient() *NS {
+	return plan("client", func(f model.Family) netip.Addr { return LANAddr(f, clientHost) })
+}
+
+// planNode returns the lab's next node.
+func (l *Lab) planNode() *Node {
+	index := len(l.Nodes)
+	ns := plan(fmt.Sprintf("node-%d", index+1), func(f model.Family) netip.Addr { return LANAddr(f, firstHost+index) })
+	return &Node{NS: ns, lab: l, index: index}
+}
+
+// planPod returns the node's next pod.
+func (n *Node) planPod() *NS {
+	number := len(n.Pods) + 1
+	return plan(fmt.Sprintf("%s-pod-%d", n.Label, number), func(f model.Family) netip.Addr { return n.podAddr(f, firstHost+number-1) })
+}
+
+// plan returns a namespace that is not there yet.
+func plan(label string, addr func(model.Family) netip.Addr) *NS {
+	ns := &NS{Label: label, handle: netns.None(), addrs: map[model.Family]netip.Addr{}}
 	for _, f := range model.Families() {
 		ns.addrs[f] = addr(f)
 	}

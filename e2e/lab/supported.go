@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 
+	"github.com/vishvananda/netns"
+
 	"fairlead/proxier/model"
 )
 
@@ -60,8 +62,8 @@ func VariantSupported(ctx context.Context, v Variant) error {
 		return err
 	}
 	defer l.Close()
-	ns, err := l.newNS(ctx, "probe")
-	if err != nil {
+	ns := &NS{Label: "probe", handle: netns.None()}
+	if err := l.create(ctx, ns); err != nil {
 		return err
 	}
 	for _, f := range model.Families() {

@@ -68,17 +68,43 @@ type topology struct {
 	names map[netip.Addr]string
 }
 
+func labConfig() lab.Config {
+	return lab.Config{Nodes: 2, Pods: podsPerNode, ClientRoutes: []netip.Prefix{
+		netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112"),
+		netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8:f::/64"),
+	}}
+}
+
+// topologyOf knows the hosts of a lab, in which nothing answers yet.
+func topologyOf(l *lab.Lab) *topology {
+	topo := &topology{lab: l, hosts: map[string]*lab.NS{}, names: map[netip.Addr]string{}}
+	add := func(ns *lab.NS) {
+		topo.hosts[ns.Label] = ns
+		for _, f := range model.Families() {
+			topo.names[ns.Addr(f)] = ns.Label
+		}
+	}
+	add(l.Client)
+	for _, n := range l.Nodes {
+		add(n.NS)
+		for _, f := range model.Families() {
+			topo.names[bridgeAddr(n, f)] = n.Label + " bridge"
+		}
+		for _, pod := range n.Pods {
+			add(pod)
+		}
+	}
+	return topo
+}
+
 // newTopology builds the lab: echo servers on the target port of each pod and
 // each node, and outside on the addresses of the Services.
 func newTopology(ctx context.Context) (*topology, error) {
-	l, err := lab.New(ctx, lab.Config{Nodes: 2, Pods: podsPerNode, ClientRoutes: []netip.Prefix{
-		netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112"),
-		netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8:f::/64"),
-	}})
+	l, err := lab.New(ctx, labConfig())
 	if err != nil {
 		return nil, err
 	}
-	topo := &topology{lab: l, hosts: map[string]*lab.NS{l.Client.Label: l.Client}, names: map[netip.Addr]string{}}
+	topo := topologyOf(l)
 	if err := topo.furnish(ctx); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -93,7 +119,6 @@ func (topo *topology) furnish(ctx context.Context) error {
 	}
 	var addrs []netip.Addr
 	for _, f := range model.Families() {
-		topo.names[topo.lab.Client.Addr(f)] = topo.lab.Client.Label
 		addrs = append(addrs, clusterAddr(f, webHost), publicAddr(f, webHost), publicAddr(f, publicHost),
 			clusterAddr(f, markerHost), clusterAddr(f, idleHost), clusterAddr(f, idleHost+1))
 	}
@@ -101,10 +126,7 @@ func (topo *topology) furnish(ctx context.Context) error {
 }
 
 func (topo *topology) furnishNode(ctx context.Context, n *lab.Node) error {
-	topo.hosts[n.Label] = n.NS
 	for _, f := range model.Families() {
-		topo.names[n.Addr(f)] = n.Label
-		topo.names[bridgeAddr(n, f)] = n.Label + " bridge"
 		// The client would ask its gateway for the pods of a node, too.
 		if err := topo.lab.RouteClient(n, n.PodCIDR(f)); err != nil {
 			return err
@@ -116,10 +138,6 @@ func (topo *topology) furnishNode(ctx context.Context, n *lab.Node) error {
 		}
 	}
 	for _, pod := range n.Pods {
-		topo.hosts[pod.Label] = pod
-		for _, f := range model.Families() {
-			topo.names[pod.Addr(f)] = pod.Label
-		}
 		if _, err := pod.EchoPort(ctx, targetPort); err != nil {
 			return err
 		}

@@ -34,7 +34,7 @@ func TestTracedSuite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	topo := plannedTopology()
+	topo := topologyOf(lab.Plan(labConfig()))
 	traced, left := 0, map[string]int{}
 	for _, sc := range scenarios {
 		t.Run(sc.name, func(t *testing.T) {
@@ -71,23 +71,6 @@ func untraceable(sc scenario, c cell) string {
 		return "health checks are HTTP, not rules"
 	}
 	return ""
-}
-
-// plannedTopology has the addresses of the lab's topology, and no lab.
-func plannedTopology() *topology {
-	l := lab.Plan(lab.Config{Nodes: 2, Pods: podsPerNode})
-	topo := &topology{lab: l, hosts: map[string]*lab.NS{l.Client.Label: l.Client}, names: map[netip.Addr]string{}}
-	for _, f := range model.Families() {
-		topo.names[l.Client.Addr(f)] = l.Client.Label
-		for _, n := range l.Nodes {
-			topo.hosts[n.Label], topo.names[n.Addr(f)] = n.NS, n.Label
-			topo.names[bridgeAddr(n, f)] = n.Label + " bridge"
-			for _, pod := range n.Pods {
-				topo.hosts[pod.Label], topo.names[pod.Addr(f)] = pod, pod.Label
-			}
-		}
-	}
-	return topo
 }
 
 // nodeFamily is a node in one family.
