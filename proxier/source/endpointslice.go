@@ -5,7 +5,6 @@ package source
 import (
 	"fmt"
 	"time"
-	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -64,8 +63,8 @@ func TranslateEndpointSlice(slice *discoveryv1.EndpointSlice) (s *model.Endpoint
 		return nil, false, r.list
 	}
 	return &model.EndpointSlice{
-		Key:         model.ObjectKey{Namespace: slice.Namespace, Name: slice.Name},
-		Service:     model.ObjectKey{Namespace: slice.Namespace, Name: service},
+		Key:         KeyOf(slice.Namespace, slice.Name),
+		Service:     KeyOf(slice.Namespace, service),
 		Family:      family,
 		Ports:       slicePorts(slice.Ports, r),
 		Endpoints:   sliceEndpoints(slice.Endpoints, family, r),
@@ -116,8 +115,7 @@ func sliceEndpoints(in []discoveryv1.Endpoint, family model.Family, r *refusals)
 }
 
 // endpointNode returns the name of the endpoint's node. One that is refused is
-// as good as unknown: the endpoint works, on no node in particular. The same
-// few names recur in every slice, so they are stored once.
+// as good as unknown: the endpoint works, on no node in particular.
 func endpointNode(name *string, i int, r *refusals) string {
 	if name == nil || *name == "" {
 		return ""
@@ -126,7 +124,7 @@ func endpointNode(name *string, i int, r *refusals) string {
 		r.add(fmt.Sprintf("endpoints[%d].nodeName", i), *name, reasonSubdomain)
 		return ""
 	}
-	return unique.Make(*name).Value()
+	return intern(*name)
 }
 
 // triggerTime returns the time in the annotation, or the zero time. It serves

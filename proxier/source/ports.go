@@ -85,7 +85,7 @@ func (l *portList) add(i int, in rawPort) {
 		l.refuse(i, "port", strconv.Itoa(int(in.number)), reasonPort)
 		return
 	}
-	port := model.Port{Name: in.name, Protocol: proto, Number: uint16(in.number)}
+	port := model.Port{Name: intern(in.name), Protocol: model.Protocol(intern(string(proto))), Number: uint16(in.number)}
 	if l.isDuplicate(i, port) {
 		return
 	}

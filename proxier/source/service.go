@@ -40,7 +40,7 @@ func TranslateService(svc *corev1.Service, policy Policy) (s *model.Service, ok 
 		return nil, false, r.list
 	}
 	s = &model.Service{
-		Key:                  model.ObjectKey{Namespace: svc.Namespace, Name: svc.Name},
+		Key:                  KeyOf(svc.Namespace, svc.Name),
 		ClusterIPs:           ips,
 		Ports:                servicePorts(&svc.Spec, r),
 		InternalTrafficLocal: isLocal("spec.internalTrafficPolicy", string(deref(svc.Spec.InternalTrafficPolicy, "")), r),

@@ -52,7 +52,7 @@ func transform[T any, O any, P object[O]](translate func(P) (*T, bool, []source.
 		case P:
 			value, _, refused := translate(o)
 			i := &item[T]{
-				key:     model.ObjectKey{Namespace: o.GetNamespace(), Name: o.GetName()},
+				key:     source.KeyOf(o.GetNamespace(), o.GetName()),
 				version: o.GetResourceVersion(),
 				value:   value,
 			}
