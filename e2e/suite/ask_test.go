@@ -99,7 +99,7 @@ func (s scenario) lanes() [][]cell {
 // ask asks one cell, and returns its outcome in words and who answered.
 func ask(ctx context.Context, topo *topology, s scenario, c cell) (outcome string, servers []string) {
 	if c.place.target == toHealthCheck {
-		return askHealth(ctx, topo.hosts[c.from], c.place.addr(topo, c.flow.family)), nil
+		return askHealth(ctx, topo.hosts[c.from].Dial, c.place.addr(topo, c.flow.family)), nil
 	}
 	p := lab.Probe{From: topo.hosts[c.from], Network: c.flow.network, To: c.place.addr(topo, c.flow.family)}
 	t := tally{answers: map[answer]int{}}
@@ -195,8 +195,8 @@ func (t *tally) outcome(sticky bool) string {
 }
 
 // askHealth asks a health check port and returns what of the answer counts.
-func askHealth(ctx context.Context, from *lab.NS, at netip.AddrPort) string {
-	resp, body, err := get(ctx, from, at)
+func askHealth(ctx context.Context, dial dialer, at netip.AddrPort) string {
+	resp, body, err := get(ctx, dial, at)
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return "refused"
@@ -214,15 +214,16 @@ func askHealth(ctx context.Context, from *lab.NS, at netip.AddrPort) string {
 		resp.Header.Get("X-Load-Balancing-Endpoint-Weight"), &compact)
 }
 
-// get fetches a page from a namespace. A timeout is a context.DeadlineExceeded.
-func get(ctx context.Context, from *lab.NS, at netip.AddrPort) (*http.Response, []byte, error) {
+// dialer connects from somewhere.
+type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// get fetches a page. A timeout is a context.DeadlineExceeded.
+func get(ctx context.Context, dial dialer, at netip.AddrPort) (*http.Response, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, httpTimeout)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			return from.Dial(ctx, network, addr)
-		},
+		DialContext:       dial,
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+"/", nil)
 	if err != nil {

@@ -97,7 +97,7 @@ func (m marks) wait(ctx context.Context, topo *topology) error {
 // endpoint of the health mark.
 func (m marks) checkHealth(ctx context.Context, n *lab.Node, f model.Family) error {
 	at := netip.AddrPortFrom(n.Addr(f), m.healthPort())
-	resp, body, err := get(ctx, n.NS, at)
+	resp, body, err := get(ctx, n.Dial, at)
 	if err != nil {
 		return err
 	}
