@@ -167,8 +167,8 @@ func TestResolveEndpoints(t *testing.T) {
 			want: []string{vip + " 10.1.0.1:8080*"}},
 		{name: "the duplicate that does not terminate stays, ready or not", slices: two("10.1.0.1~+", "10.1.0.1!"),
 			want: []string{vip}},
-		{name: "the duplicate that serves stays", slices: two("10.1.0.1@there~!", "10.1.0.1@here~"),
-			want: []string{vip + " 10.1.0.1:8080*"}},
+		{name: "the duplicate that serves stays", slices: two("10.1.0.1@here~!", "10.1.0.1@there~"),
+			want: []string{vip + " 10.1.0.1:8080"}},
 	} {
 		tc.svc = svc
 		t.Run(tc.name, tc.run)
