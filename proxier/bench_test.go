@@ -29,7 +29,7 @@ func BenchmarkEndpointChange(b *testing.B) {
 			loop := NewLoop(LoopConfig{Family: model.IPv4, Mode: discard{}, Tracker: tr, Health: health, Metrics: metrics, NodeName: here})
 			tr.Update(with(cluster(n), listed()))
 			ctx := context.Background()
-			loop.sync(ctx, false)
+			loop.sync(ctx, request{})
 			name := objectKey(fmt.Sprint("svc-", n/2))
 			var versions []model.Changes
 			for i := range 2 {
@@ -61,7 +61,7 @@ func BenchmarkFirstResolve(b *testing.B) {
 				tr := NewTracker(TrackerConfig{Families: []model.Family{model.IPv4}, Health: health, Metrics: metrics})
 				loop := NewLoop(LoopConfig{Family: model.IPv4, Mode: discard{}, Tracker: tr, Health: health, Metrics: metrics, NodeName: here})
 				tr.Update(all)
-				loop.sync(context.Background(), false)
+				loop.sync(context.Background(), request{})
 			}
 		})
 	}

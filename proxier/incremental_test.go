@@ -261,7 +261,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 						continue
 					}
 					w.fails = world.rand.IntN(3) == 0 && step < steps-1
-					if w.loop.sync(ctx, false); w.fails {
+					if w.loop.sync(ctx, request{}); w.fails {
 						continue
 					}
 					if checks++; w.check() != nil {

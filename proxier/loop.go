@@ -57,11 +57,17 @@ type Loop struct {
 	failures int
 	// dropped counts the ports in snapshot whose traffic is dropped.
 	dropped dropped
+	// unsettled is set while the mode has something left for Desired.Settle.
+	unsettled bool
 	// refused is what the last sync reported, so that it is logged once.
 	refused []string
 	// refusedAddrs are what was told of Services' external addresses.
 	refusedAddrs map[model.ObjectKey][]RefusedAddr
 }
+
+// settlePause is how long what Desired.Settle is for may wait. It is much more
+// than it takes, so that it takes little in the long run.
+const settlePause = 5 * time.Second
 
 // The bounds of the time between a failed sync and the next one.
 const (
@@ -92,27 +98,41 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 	verify := time.NewTicker(l.SyncPeriod)
 	defer verify.Stop()
-	for check := false; ctx.Err() == nil; {
-		if !sleep(ctx, l.sync(ctx, check)) {
+	var settle <-chan time.Time // nil unless there is something to settle
+	for ask := (request{}); ctx.Err() == nil; {
+		if !sleep(ctx, l.sync(ctx, ask)) {
 			return nil
 		}
+		if !l.unsettled {
+			settle = nil
+		} else if settle == nil {
+			settle = time.After(settlePause)
+		}
 		if l.failures == 0 {
-			check = false
+			ask = request{}
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-wake:
 			case <-verify.C:
-				check = true
+				ask.verify = true
+			case <-settle:
+				ask.settle, settle = true, nil
 			}
 		}
-		// The next sync takes all that waits, and no other is needed for it. A
-		// check that failed is still owed.
+		// The next sync takes all that waits, and no other is needed for it.
+		// What was asked of one that failed is still owed.
 		received(wake)
-		check = received(verify.C) || check
+		ask.verify = received(verify.C) || ask.verify
+		if received(settle) {
+			ask.settle, settle = true, nil
+		}
 	}
 	return nil
 }
+
+// request is what a sync is to do besides what has changed.
+type request struct{ verify, settle bool }
 
 // received tells whether there was something in c to take.
 func received[T any](c <-chan T) bool {
@@ -137,7 +157,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // sync does one sync and returns how long to wait before the next.
-func (l *Loop) sync(ctx context.Context, verify bool) time.Duration {
+func (l *Loop) sync(ctx context.Context, ask request) time.Duration {
 	start := time.Now()
 	batch := l.Tracker.Take(l.Family)
 	l.resolve(batch)
@@ -147,9 +167,11 @@ func (l *Loop) sync(ctx context.Context, verify bool) time.Duration {
 		Changed:  slices.SortedFunc(maps.Keys(l.changed), model.ServicePortName.Compare),
 		Node:     l.nodeState(batch),
 		Prune:    l.prune,
-		Verify:   verify,
+		Verify:   ask.verify,
+		Settle:   ask.settle,
 	}
 	report, err := l.Mode.Sync(ctx, d)
+	l.unsettled = report.Unsettled > 0
 	took := time.Since(start)
 	rest := max(took, l.MinSyncPeriod-took)
 	if err != nil && ctx.Err() != nil { // told to stop, which is no failure

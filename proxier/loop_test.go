@@ -257,6 +257,41 @@ func TestLoopHealth(t *testing.T) {
 	})
 }
 
+// TestSettle: what a mode has left for later is asked for after a pause, unless a
+// change has made it unnecessary before, and again if that fails.
+func TestSettle(t *testing.T) {
+	later := outcome{report: Report{Unsettled: 1}}
+	failing := later
+	failing.err = errRefused
+	for _, tt := range []struct {
+		name string
+		plan []outcome
+		want []string
+	}{
+		{"nothing is left", nil, []string{"0s a", "2s b"}},
+		{"after a pause", []outcome{later}, []string{"0s a", "2s b"}},
+		{"the pause starts with the first", []outcome{later, later}, []string{"0s a", "2s b", "5s - settle"}},
+		{"once more", []outcome{later, later, later}, []string{"0s a", "2s b", "5s - settle", "10s - settle"}},
+		{"until it works", []outcome{later, later, failing}, []string{"0s a", "2s b", "5s - settle failed", "5.1s - settle"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, 0, seldom, tt.plan, func(t *testing.T, r *rig) {
+				r.at(0, with(add("a", 1), listed()))
+				r.at(2*time.Second, add("b", 1))
+				r.at(time.Minute)
+				var got []string
+				for _, c := range r.calls() {
+					c.start = c.start.Truncate(100 * ms) // without the jitter
+					got = append(got, c.String())
+				}
+				if diff := cmp.Diff(tt.want, got); diff != "" {
+					t.Errorf("got syncs that differ (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
 // TestLoopsAreIndependent has one family whose mode hangs, and one that works.
 func TestLoopsAreIndependent(t *testing.T) {
 	inBubble(t, 0, seldom, []outcome{took(time.Hour)}, func(t *testing.T, r *rig) {

@@ -51,6 +51,8 @@ type Desired struct {
 	// Verify asks to look at the kernel instead of trusting what is known of
 	// it, and to repair what others have changed.
 	Verify bool
+	// Settle asks to finish what Report.Unsettled counted.
+	Settle bool
 }
 
 // NodeState is what a Mode needs to know of the node, in its family.
@@ -89,6 +91,10 @@ type Report struct {
 	// Unverified is why the kernel could not be looked at although Verify asked
 	// for it. What was to be changed was changed all the same.
 	Unverified error
+	// Unsettled is the number of kernel objects that do what they are for, but
+	// have not got their final form, as that would cost more than it is worth
+	// right now: they get it with a later change, or on Desired.Settle.
+	Unsettled int
 	// Refused names what the kernel does not accept. All else is in place.
 	Refused []string
 }

@@ -41,7 +41,7 @@ type call struct {
 	err        error
 }
 
-// String writes a call as "1.5s a b keep verify failed": when it started, the
+// String writes a call as "1.5s a b keep verify settle failed": when it started, the
 // names of Changed, and what was out of the ordinary.
 func (c call) String() string {
 	words := []string{c.start.String()}
@@ -54,7 +54,7 @@ func (c call) String() string {
 	for _, flag := range []struct {
 		word string
 		on   bool
-	}{{"keep", !c.desired.Prune}, {"verify", c.desired.Verify}, {"failed", c.err != nil}} {
+	}{{"keep", !c.desired.Prune}, {"verify", c.desired.Verify}, {"settle", c.desired.Settle}, {"failed", c.err != nil}} {
 		if flag.on {
 			words = append(words, flag.word)
 		}

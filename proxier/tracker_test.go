@@ -283,7 +283,7 @@ func TestTrackerTriggersAreBounded(t *testing.T) {
 		if got := len(tr.views[model.IPv4].triggers); got > maxTriggers {
 			t.Fatalf("got %d triggers in the tracker, want at most %d", got, maxTriggers)
 		}
-		loop.sync(silent(t), false)
+		loop.sync(silent(t), request{})
 		if got := len(loop.triggers); got > maxTriggers {
 			t.Fatalf("got %d triggers in the loop, want at most %d", got, maxTriggers)
 		}
