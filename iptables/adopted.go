@@ -23,17 +23,13 @@ func (m *Mode) adopt(ctx context.Context) {
 	if m.started {
 		return
 	}
-	for _, k := range []ruleset.ChainKey{natServices, natNodePorts} {
-		rules, err := m.engine.Existing(ctx, k)
-		if err != nil {
-			return
+	seen := map[netip.AddrPort]bool{}
+	_ = m.engine.Existing(ctx, ruleset.NAT, func(r ruleset.Rule) {
+		if ap, ok := udpDestination(r); ok && !seen[ap] {
+			seen[ap] = true
+			m.adopted = append(m.adopted, ap)
 		}
-		for _, r := range rules {
-			if ap, ok := udpDestination(r); ok {
-				m.adopted = append(m.adopted, ap)
-			}
-		}
-	}
+	})
 }
 
 // udpDestination returns the address and port that a dispatch rule for UDP

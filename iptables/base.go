@@ -93,6 +93,9 @@ func (r renderer) fixedChains() map[ruleset.ChainKey]*ruleset.Chain {
 	return out
 }
 
+// toNode matches what is for an address of this node.
+const toNode = "-m addrtype --dst-type LOCAL "
+
 // nodePortRules end the dispatch: what is for an address of this node may be
 // for a node port.
 func (r renderer) nodePortRules(n proxier.NodePorts) []ruleset.Rule {
@@ -108,7 +111,7 @@ func (r renderer) nodePortRules(n proxier.NodePorts) []ruleset.Rule {
 		}
 		return out
 	}
-	s.more = "-m addrtype --dst-type LOCAL "
+	s.more = toNode
 	switch {
 	case r.Family == model.IPv6:
 		s.dst = "! ::1/128" // a packet from ::1 cannot leave the node

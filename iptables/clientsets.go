@@ -38,7 +38,7 @@ func newClientSets(kernel Sets) clientSets {
 }
 
 // list reads what sets the kernel has. All that are not wanted are leaving.
-func (s *clientSets) list(ports map[model.ServicePortName]portRules) {
+func (s *clientSets) list(ports map[model.ServicePortName]portState) {
 	if s.kernel == nil {
 		return
 	}
@@ -62,7 +62,7 @@ func (s *clientSets) list(ports map[model.ServicePortName]portRules) {
 }
 
 // lacking returns the ports that want sets that are not there.
-func (s *clientSets) lacking(ports map[model.ServicePortName]portRules) []model.ServicePortName {
+func (s *clientSets) lacking(ports map[model.ServicePortName]portState) []model.ServicePortName {
 	var out []model.ServicePortName
 	for name, p := range ports {
 		gone := func(set string) bool { return !s.have[set] }

@@ -7,8 +7,10 @@ import (
 	"slices"
 	"strconv"
 
+	"fairlead/iptables/dispatch"
 	"fairlead/iptables/ruleset"
 	"fairlead/nat"
+	"fairlead/proxier/model"
 )
 
 // external renders what reaches the port from outside the cluster: external
@@ -22,14 +24,14 @@ func (w *portRenderer) external() {
 		served = len(w.LocalEndpoints) > 0
 	}
 	for _, ip := range w.ExternalIPs {
-		w.externalAddress(w.to(ip, w.Port, ""), " external IP", externalChain(w.Name), served)
+		w.externalAddress(ip, " external IP", externalChain(w.Name), served)
 	}
 	balancer := externalChain(w.Name)
 	if w.restricted() {
 		balancer = firewallChain(w.Name)
 	}
 	for _, ip := range w.LoadBalancerIPs {
-		w.externalAddress(w.to(ip, w.Port, ""), " loadbalancer IP", balancer, served)
+		w.externalAddress(ip, " loadbalancer IP", balancer, served)
 	}
 	if w.NodePort != 0 {
 		w.nodePort(served)
@@ -43,28 +45,30 @@ func (w *portRenderer) external() {
 // externalAddress leads to the chain for external traffic. Without an endpoint
 // of the policy the translation leaves the packet alone, and the filter refuses
 // it.
-func (w *portRenderer) externalAddress(match spec, kind, chain string, served bool) {
+func (w *portRenderer) externalAddress(ip netip.Addr, kind, chain string, served bool) {
+	key := w.key(ip, w.Port)
+	w.hold(translatedAddrs, key)
 	if w.Usable {
-		match.comment = w.name + kind
-		w.share(natServices, match.jump(chain))
+		w.share(translatedAddrs, key, w.to(ip, w.Port, w.name+kind).jump(chain))
 	}
 	if !served {
 		comment, target := w.refusal()
-		match.comment = comment
-		w.share(filterExternal, match.jump(target))
+		w.share(refusedExternal, key, w.to(ip, w.Port, comment).jump(target))
 	}
 }
 
 func (w *portRenderer) nodePort(served bool) {
+	key := w.key(netip.Addr{}, w.NodePort)
 	match := w.to(netip.Addr{}, w.NodePort, w.name)
+	w.hold(translatedPorts, key)
 	if w.Usable {
-		w.share(natNodePorts, match.jump(externalChain(w.Name)))
+		w.share(translatedPorts, key, match.jump(externalChain(w.Name)))
 	}
 	if !served {
 		comment, target := w.refusal()
 		match.comment = comment
-		match.more = "-m addrtype --dst-type LOCAL " + match.more
-		w.share(filterExternal, match.jump(target))
+		match.more = toNode + match.more
+		w.share(refusedPorts, key, match.jump(target))
 	}
 }
 
@@ -118,7 +122,7 @@ func (w *portRenderer) firewall() {
 	}
 	w.add(chain, spec{comment: "other traffic to " + w.name + " will be dropped by " + proxyFirewall})
 	for _, ip := range w.LoadBalancerIPs {
-		w.share(filterFirewall, w.to(ip, w.Port, w.name+" traffic not accepted by "+chain).jump("DROP"))
+		w.share(guardedAddrs, w.key(ip, w.Port), w.to(ip, w.Port, w.name+" traffic not accepted by "+chain).jump("DROP"))
 	}
 }
 
@@ -132,7 +136,8 @@ func (w *portRenderer) healthCheck() {
 	if w.HealthCheckNodePort == 0 {
 		return
 	}
-	w.share(filterHealth, spec{
+	key := dispatch.Key{Protocol: model.TCP, Port: w.HealthCheckNodePort}
+	w.share(healthPorts, key, spec{
 		proto: "tcp", comment: w.name + " health check node port",
 		more: "-m tcp --dport " + strconv.Itoa(int(w.HealthCheckNodePort)) + " ",
 	}.jump("ACCEPT"))

@@ -29,16 +29,27 @@ type Mode struct {
 	// metrics may be nil.
 	metrics *Metrics
 
-	// ports are the rules of every port in the last snapshot rendered. Of
-	// their chains only the names are kept: the engine has the rules.
-	ports map[model.ServicePortName]portRules
-	sets  clientSets
+	// ports is what each port of the last snapshot rendered has.
+	ports   map[model.ServicePortName]portState
+	portals *portals
+	// endpoints is the number of all ports' endpoints.
+	endpoints int
+	sets      clientSets
 	// node is that of the last Sync.
 	node proxier.NodeState
 	// started is set once the fixed chains are staged.
 	started bool
 	// adopted is what AdoptedUDP returns.
 	adopted []netip.AddrPort
+}
+
+// portState is what is known of a port that has been rendered. What is in its
+// chains the engine knows.
+type portState struct {
+	chains    []string
+	shared    []sharedRules
+	sets      map[string]bool
+	endpoints int
 }
 
 var _ proxier.Mode = (*Mode)(nil)
@@ -49,7 +60,7 @@ var _ proxier.Mode = (*Mode)(nil)
 func New(cfg RenderConfig, engine *ruleset.Engine, sets Sets, metrics *Metrics) *Mode {
 	return &Mode{
 		render: newRenderer(cfg), engine: engine, metrics: metrics,
-		ports: map[model.ServicePortName]portRules{}, sets: newClientSets(sets),
+		ports: map[model.ServicePortName]portState{}, portals: newPortals(cfg.Family), sets: newClientSets(sets),
 	}
 }
 
@@ -59,7 +70,7 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 	m.adopt(ctx)
 	m.sets.made = 0
 	m.engine.Stage(m.stage(d)) // the sets are there before the rules that name them
-	res, err := m.engine.Apply(ctx, ruleset.Options{Prune: d.Prune, Verify: d.Verify})
+	res, err := m.engine.Apply(ctx, ruleset.Options{Prune: d.Prune, Verify: d.Verify, Settle: d.Settle})
 	if err == nil && d.Prune {
 		m.sets.destroy()
 	}
@@ -73,22 +84,32 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 // stage renders what changed into the chains to hand to the engine.
 func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 	staged := map[ruleset.ChainKey]*ruleset.Chain{}
-	stale := map[ruleset.ChainKey]bool{} // shared chains to put together again
+	roots := map[ruleset.ChainKey]bool{} // to put together again
 	if !m.started {
 		maps.Copy(staged, m.render.fixedChains())
-		for _, k := range sharedChains() {
-			stale[k] = true
+		for p := range portalCount {
+			roots[rootOf(p)] = true
 		}
 		m.started = true
 	}
-	again := m.checkSets(d)
-	m.stageNode(d, staged, stale)
-	for _, name := range append(again, d.Changed...) {
-		m.stagePort(name, d.Snapshot.Get(name), staged, stale)
+	changed := m.checkSets(d)
+	if affected := m.affected(m.stageNode(d, staged, roots), d); affected != nil {
+		for p := range d.Snapshot.All() {
+			if affected(p) {
+				changed = append(changed, p.Name)
+			}
+		}
 	}
-	if len(stale) > 0 {
-		m.stageShared(staged, stale)
+	changed = append(changed, d.Changed...)
+	for _, name := range changed {
+		m.stagePort(name, d.Snapshot.Get(name), staged)
 	}
+	m.portals.stage(staged, roots, func(root ruleset.ChainKey) []ruleset.Rule {
+		if root == natServices {
+			return m.render.nodePortRules(m.node.NodePorts)
+		}
+		return nil
+	})
 	return staged
 }
 
@@ -102,78 +123,87 @@ func (m *Mode) checkSets(d proxier.Desired) []model.ServicePortName {
 	return m.sets.lacking(m.ports)
 }
 
-// stageNode renders what depends on the node, where that has changed.
-func (m *Mode) stageNode(d proxier.Desired, staged map[ruleset.ChainKey]*ruleset.Chain, stale map[ruleset.ChainKey]bool) {
+// nodeChange tells what has changed of the node that ports depend on.
+type nodeChange struct{ podCIDRs, ip bool }
+
+// stageNode renders what depends on the node alone, where that has changed.
+func (m *Mode) stageNode(d proxier.Desired, staged map[ruleset.ChainKey]*ruleset.Chain, roots map[ruleset.ChainKey]bool) nodeChange {
 	if !m.node.NodePorts.Equal(d.Node.NodePorts) {
-		stale[natServices] = true
+		roots[natServices] = true
 	}
-	podCIDRs := m.render.NodePodCIDRs && !slices.Equal(m.node.PodCIDRs, d.Node.PodCIDRs)
-	if podCIDRs {
+	c := nodeChange{
+		podCIDRs: m.render.NodePodCIDRs && !slices.Equal(m.node.PodCIDRs, d.Node.PodCIDRs),
+		ip:       m.node.IP != d.Node.IP,
+	}
+	if c.podCIDRs {
 		m.render.PodCIDRs = writable(d.Node.PodCIDRs)
 		staged[ruleset.ChainKey{Table: ruleset.NAT, Name: markOutside}] = nil
 		maps.Copy(staged, m.render.fixedChains())
 	}
-	ip := m.node.IP != d.Node.IP
 	m.render.nodeIP = d.Node.IP
 	m.node = d.Node
-	if !podCIDRs && !ip {
-		return
+	return c
+}
+
+// manyEndpoints is how many endpoints there are at most while all rules have
+// comments, which are 40 % of the text. It is kube-proxy's bound, so that taking
+// over from it finds rules that are the same.
+const manyEndpoints = 1000
+
+// affected returns which ports are to be rendered although they have not
+// changed, nil for none.
+func (m *Mode) affected(c nodeChange, d proxier.Desired) func(*model.ServicePort) bool {
+	for _, name := range d.Changed {
+		m.endpoints += endpointsOf(d.Snapshot.Get(name)) - m.ports[name].endpoints
 	}
-	for p := range d.Snapshot.All() {
-		if podCIDRs || p.Restricted {
-			m.stagePort(p.Name, p, staged, stale)
-		}
+	bare := m.endpoints > manyEndpoints
+	all := c.podCIDRs || bare != m.render.bare
+	m.render.bare = bare
+	if !all && !c.ip {
+		return nil
 	}
+	return func(p *model.ServicePort) bool { return all || p.Restricted }
+}
+
+// endpointsOf returns how many endpoints a port has, nil being none.
+func endpointsOf(p *model.ServicePort) int {
+	if p == nil {
+		return 0
+	}
+	return max(len(p.Endpoints), len(p.LocalEndpoints))
 }
 
 // stagePort renders one port, nil where it is gone.
-func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, staged map[ruleset.ChainKey]*ruleset.Chain, stale map[ruleset.ChainKey]bool) {
+func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, staged map[ruleset.ChainKey]*ruleset.Chain) {
 	old := m.ports[name]
 	var now portRules
 	if port != nil {
 		now = m.render.port(port, m.sets.ensure(port))
 	}
 	m.sets.leave(old.sets, now.sets)
-	for key := range old.chains {
-		if _, still := now.chains[key]; !still {
+	for i, chain := range now.names {
+		staged[ruleset.ChainKey{Table: ruleset.NAT, Name: chain}] = &now.chains[i]
+	}
+	for _, chain := range old.chains {
+		if key := (ruleset.ChainKey{Table: ruleset.NAT, Name: chain}); staged[key] == nil {
 			staged[key] = nil
 		}
 	}
-	for key, chain := range now.chains {
-		staged[key] = chain
-		now.chains[key] = nil
-	}
-	for _, key := range sharedChains() {
-		if !now.equal(old, key) {
-			stale[key] = true
-		}
-	}
+	m.portals.replace(unitOf(name), old.shared, now.shared)
 	if port == nil {
 		delete(m.ports, name)
 		delete(m.sets.refused, name)
-	} else {
-		m.ports[name] = now
+		return
 	}
-}
-
-// stageShared puts shared chains together from the rules of all ports.
-func (m *Mode) stageShared(staged map[ruleset.ChainKey]*ruleset.Chain, stale map[ruleset.ChainKey]bool) {
-	names := slices.SortedFunc(maps.Keys(m.ports), model.ServicePortName.Compare)
-	for key := range stale {
-		c := &ruleset.Chain{}
-		for _, name := range names {
-			c.Rules = append(c.Rules, m.ports[name].shared[key]...)
-		}
-		if key == natServices {
-			c.Rules = append(c.Rules, m.render.nodePortRules(m.node.NodePorts)...)
-		}
-		staged[key] = c
+	m.ports[name] = portState{
+		chains: now.names, shared: now.shared, sets: now.sets,
+		endpoints: endpointsOf(port),
 	}
 }
 
 // report puts an engine's result in a mode's words.
 func report(res ruleset.Result) proxier.Report {
-	out := proxier.Report{Repaired: len(res.Drift), Unverified: res.Unverified}
+	out := proxier.Report{Repaired: len(res.Drift), Unverified: res.Unverified, Unsettled: res.Unsettled}
 	for _, n := range res.Written {
 		out.Written += n
 	}

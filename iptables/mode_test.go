@@ -25,13 +25,21 @@ func written(k *fake.Kernel, f func()) []string {
 	return k.Restores()[before:]
 }
 
-// chainsIn returns the chains that a restore declares.
+// chainsIn returns the chains that a restore declares, or deletes rules of.
 func chainsIn(restore string) []string {
 	var out []string
+	table := 0 // where the table's begin
 	for line := range strings.Lines(restore) {
-		if name, ok := strings.CutPrefix(line, ":"); ok {
+		if strings.HasPrefix(line, "*") {
+			table = len(out)
+		}
+		name, declared := strings.CutPrefix(line, ":")
+		name, trimmed := strings.CutPrefix(name, "-D ")
+		if declared || trimmed {
 			name, _, _ = strings.Cut(name, " ")
-			out = append(out, name)
+			if !slices.Contains(out[table:], name) {
+				out = append(out, name)
+			}
 		}
 	}
 	slices.Sort(out)

@@ -28,6 +28,7 @@ const (
 	externalPrefix = "KUBE-EXT-"
 	firewallPrefix = "KUBE-FW-"
 	endpointPrefix = "KUBE-SEP-"
+	healthPrefix   = "KUBE-HC-" // not among kube-proxy's
 
 	// markOutside has no counterpart in kube-proxy, which takes one pod CIDR
 	// per family.
@@ -78,7 +79,10 @@ func owned() []ruleset.ChainKey {
 			services, nodePorts, markOutside, servicePrefix + "*", localPrefix + "*",
 			externalPrefix + "*", firewallPrefix + "*", endpointPrefix + "*",
 		},
-		ruleset.Filter: {services, externalServices, nodePorts, forward, proxyFirewall},
+		ruleset.Filter: {
+			services, externalServices, nodePorts, forward, proxyFirewall,
+			servicePrefix + "*", externalPrefix + "*", firewallPrefix + "*", healthPrefix + "*",
+		},
 	} {
 		for _, name := range names {
 			keys = append(keys, ruleset.ChainKey{Table: table, Name: name})

@@ -3,12 +3,13 @@
 package iptables
 
 import (
+	"fmt"
+	"hash/fnv"
 	"net/netip"
-	"slices"
 	"strconv"
 	"time"
 
-	"fairlead/iptables/ruleset"
+	"fairlead/iptables/dispatch"
 	"fairlead/nat"
 	"fairlead/proxier/model"
 )
@@ -45,6 +46,8 @@ type renderer struct {
 	RenderConfig
 	// nodeIP is the node's own address; it may be invalid.
 	nodeIP netip.Addr
+	// bare leaves out comments in the chains of Services and endpoints.
+	bare bool
 }
 
 // newRenderer brings the configuration into the form in which it can be
@@ -66,39 +69,20 @@ func writable(cidrs []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// portRules is what one port of a Service needs.
-type portRules struct {
-	// chains are the port's own.
-	chains map[ruleset.ChainKey]*ruleset.Chain
-	// shared are its rules in chains that all Services share.
-	shared map[ruleset.ChainKey][]ruleset.Rule
-	// sets are the sets of client addresses that the chains name.
-	sets map[string]bool
-}
-
-// The chains that Services share.
-var (
-	natServices    = ruleset.ChainKey{Table: ruleset.NAT, Name: services}
-	natNodePorts   = ruleset.ChainKey{Table: ruleset.NAT, Name: nodePorts}
-	filterServices = ruleset.ChainKey{Table: ruleset.Filter, Name: services}
-	filterExternal = ruleset.ChainKey{Table: ruleset.Filter, Name: externalServices}
-	filterFirewall = ruleset.ChainKey{Table: ruleset.Filter, Name: proxyFirewall}
-	filterHealth   = ruleset.ChainKey{Table: ruleset.Filter, Name: nodePorts}
-)
-
-// sharedChains lists the chains that Services share.
-func sharedChains() []ruleset.ChainKey {
-	return []ruleset.ChainKey{natServices, natNodePorts, filterServices, filterExternal, filterFirewall, filterHealth}
-}
-
 // portRenderer is the work on one port.
 type portRenderer struct {
 	renderer
 	*model.ServicePort
+	portText
 	name, proto string // as comments and matches have them
-	unit        string
-	out         portRules
+	// sets are the sets of client addresses that there are.
+	sets map[string]bool
+	// patient are the chains that choose among endpoints.
+	patient map[string]bool
 }
+
+// unitOf returns the name of what belongs to a port, in the engine.
+func unitOf(n model.ServicePortName) string { return n.String() + "/" + n.Protocol.Lower() }
 
 // port renders one port of a Service. For session affinity, an endpoint whose
 // chain is among sets remembers its clients in the set of that name, any other
@@ -106,13 +90,9 @@ type portRenderer struct {
 func (r renderer) port(p *model.ServicePort, sets map[string]bool) portRules {
 	w := &portRenderer{
 		renderer: r, ServicePort: p, name: p.Name.String(), proto: p.Name.Protocol.Lower(),
-		out: portRules{
-			chains: make(map[ruleset.ChainKey]*ruleset.Chain, 1+len(p.Endpoints)),
-			shared: map[ruleset.ChainKey][]ruleset.Rule{},
-			sets:   sets,
-		},
+		sets: sets, patient: map[string]bool{},
+		portText: portText{index: make(map[string]int, 1+len(p.Endpoints))},
 	}
-	w.unit = w.name + "/" + w.proto
 	w.internal()
 	w.external()
 	w.healthCheck()
@@ -122,26 +102,17 @@ func (r renderer) port(p *model.ServicePort, sets map[string]bool) portRules {
 	if p.UsesLocal() {
 		w.choice(localChain(p.Name), p.LocalEndpoints)
 	}
-	return w.out
+	out := w.portRules(unitOf(p.Name), w.patient)
+	out.sets = sets
+	return out
 }
 
-// share adds a rule to a shared chain.
-func (w *portRenderer) share(k ruleset.ChainKey, s spec) {
-	w.out.shared[k] = append(w.out.shared[k], s.rule())
+// key returns what is for a port of an address, invalid for any address.
+func (w *portRenderer) key(ip netip.Addr, port uint16) dispatch.Key {
+	return dispatch.Key{Addr: ip, Protocol: w.Name.Protocol, Port: port}
 }
 
-// add adds a rule to a chain of the port's own.
-func (w *portRenderer) add(chain string, s spec) {
-	k := ruleset.ChainKey{Table: ruleset.NAT, Name: chain}
-	c := w.out.chains[k]
-	if c == nil {
-		c = &ruleset.Chain{Unit: w.unit}
-		w.out.chains[k] = c
-	}
-	c.Rules = append(c.Rules, s.rule())
-}
-
-// to matches what is for a port of an address, invalid for any address.
+// to matches the same.
 func (w *portRenderer) to(ip netip.Addr, port uint16, comment string) spec {
 	s := spec{proto: w.proto, comment: comment, more: "-m " + w.proto + " --dport " + strconv.Itoa(int(port)) + " "}
 	if ip.IsValid() {
@@ -169,13 +140,15 @@ func (w *portRenderer) internal() {
 	if w.InternalTrafficLocal {
 		chain, served = localChain(w.Name), len(w.LocalEndpoints) > 0
 	}
+	key := w.key(w.ClusterIP, w.Port)
 	if !served {
 		comment, target := w.refusal()
-		w.share(filterServices, w.to(w.ClusterIP, w.Port, comment).jump(target))
+		w.share(refusedClusterIP, key, w.to(w.ClusterIP, w.Port, comment).jump(target))
+		w.hold(translatedAddrs, key)
 		return
 	}
 	match := w.to(w.ClusterIP, w.Port, w.name+" cluster IP")
-	w.share(natServices, match.jump(chain))
+	w.share(translatedAddrs, key, match.jump(chain))
 	if w.MasqueradeAll {
 		w.add(chain, match.jump(nat.MarkMasq))
 	} else if s, ok := w.notFromPods(match); ok {
@@ -192,18 +165,81 @@ func (w *portRenderer) choice(chain string, eps []model.Endpoint) {
 			w.add(chain, spec{comment: w.toEndpoint(ep), more: w.remembers(target)}.jump(target))
 		}
 	}
+	if len(eps) > groupAbove {
+		w.groups(chain, eps)
+	} else {
+		w.oneOf(chain, eps)
+	}
+	for _, ep := range eps {
+		w.endpoint(ep)
+	}
+}
+
+// oneOf renders the rules that lead to one of the endpoints.
+func (w *portRenderer) oneOf(chain string, eps []model.Endpoint) {
+	w.patient[chain] = true
 	for i, ep := range eps {
 		s := spec{comment: w.toEndpoint(ep)}
 		if n := len(eps) - i; n > 1 {
 			s.more = "-m statistic --mode random --probability " + probability(n) + " "
 		}
 		w.add(chain, s.jump(endpointChain(w.Name, ep.AddrPort)))
-		w.endpoint(ep)
 	}
 }
 
+const (
+	// groupAbove is how many endpoints a chain chooses among at most: a packet
+	// walks half of its rules.
+	groupAbove = 128
+	// groupSize is how many endpoints a group is meant for, and maxGroups how
+	// many groups there are at most: chain names have room for two digits.
+	groupSize, maxGroups = 32, 64
+)
+
+// groups renders a chain that chooses a group of endpoints, and theirs, which
+// choose one of the group. In which group an endpoint is depends on its address,
+// so that one that comes or goes concerns its group alone.
+func (w *portRenderer) groups(chain string, eps []model.Endpoint) {
+	n := 1
+	for n < maxGroups && n*groupSize < len(eps) {
+		n *= 2
+	}
+	groups := make([][]model.Endpoint, n)
+	for _, ep := range eps {
+		h := fnv.New32a()
+		raw, _ := ep.AddrPort.MarshalBinary()
+		h.Write(raw)
+		i := h.Sum32() % uint32(n)
+		groups[i] = append(groups[i], ep)
+	}
+	w.patient[chain] = true
+	left := len(eps)
+	for i, group := range groups {
+		if len(group) == 0 {
+			continue
+		}
+		s := spec{}
+		if len(group) < left {
+			s.more = "-m statistic --mode random --probability " + odds(len(group), left) + " "
+		}
+		left -= len(group)
+		name := fmt.Sprintf("%s/%02d", chain, i)
+		w.add(chain, s.jump(name))
+		w.oneOf(name, group)
+	}
+}
+
+// remark returns the comment of a rule that only its Service's chains lead to.
+// Where there are many, none has one.
+func (w *portRenderer) remark(text string) string {
+	if w.bare {
+		return ""
+	}
+	return text
+}
+
 func (w *portRenderer) toEndpoint(ep model.Endpoint) string {
-	return w.name + " -> " + ep.AddrPort.String()
+	return w.remark(w.name + " -> " + ep.AddrPort.String())
 }
 
 // endpoint renders the chain that translates to an endpoint. An endpoint that
@@ -212,18 +248,19 @@ func (w *portRenderer) toEndpoint(ep model.Endpoint) string {
 func (w *portRenderer) endpoint(e model.Endpoint) {
 	ep := e.AddrPort
 	chain := endpointChain(w.Name, ep)
-	if w.out.chains[ruleset.ChainKey{Table: ruleset.NAT, Name: chain}] != nil {
+	if w.has(chain) {
 		return // it serves both policies
 	}
-	w.add(chain, spec{src: host(ep.Addr()), comment: w.name}.jump(nat.MarkMasq))
+	comment := w.remark(w.name)
+	w.add(chain, spec{src: host(ep.Addr()), comment: comment}.jump(nat.MarkMasq))
 	if w.MasqueradeNeighbours && e.Local {
-		for _, s := range w.fromPods(spec{comment: w.name + " on this node"}) {
+		for _, s := range w.fromPods(spec{comment: w.remark(w.name + " on this node")}) {
 			w.add(chain, s.jump(nat.MarkMasq))
 		}
 	}
-	translate := spec{proto: w.proto, comment: w.name, more: "-m " + w.proto + " "}
-	if w.out.sets[chain] {
-		w.add(chain, spec{comment: w.name}.jump(addToSet(chain, w.AffinityTimeout)))
+	translate := spec{proto: w.proto, comment: comment, more: "-m " + w.proto + " "}
+	if w.sets[chain] {
+		w.add(chain, spec{comment: comment}.jump(addToSet(chain, w.AffinityTimeout)))
 	} else if w.AffinityTimeout > 0 {
 		translate.more = w.recent(chain, "--set") + translate.more
 	}
@@ -232,7 +269,7 @@ func (w *portRenderer) endpoint(e model.Endpoint) {
 
 // remembers matches the clients that an endpoint's chain remembers.
 func (w *portRenderer) remembers(chain string) string {
-	if w.out.sets[chain] {
+	if w.sets[chain] {
 		return inSet(chain)
 	}
 	return w.recent(chain, "--rcheck --seconds "+seconds(w.AffinityTimeout)+" --reap")
@@ -286,9 +323,4 @@ func (r renderer) fromPods(s spec) []spec {
 		out = append(out, s)
 	}
 	return out
-}
-
-// equal tells whether two ports have the same rules in a shared chain.
-func (p portRules) equal(o portRules, k ruleset.ChainKey) bool {
-	return slices.Equal(p.shared[k], o.shared[k])
 }

@@ -248,7 +248,7 @@ func TestRenderIsPure(t *testing.T) {
 			}
 			first := r.port(p, sets)
 			r.port(tt.ports[(i+1)%len(tt.ports)], nil)
-			if diff := cmp.Diff(first, r.port(p, sets), cmp.AllowUnexported(portRules{})); diff != "" {
+			if diff := cmp.Diff(first, r.port(p, sets), cmp.AllowUnexported(portRules{}, sharedRules{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 				t.Errorf("%s: %s rendered twice (-first +second):\n%s", tt.name, p.Name, diff)
 			}
 			if !p.Equal(&before) {
@@ -272,7 +272,7 @@ func TestEndpointOrder(t *testing.T) {
 	name := portName("a", "b", "c", model.TCP)
 	eps := []string{"10.244.0.9:80", "10.244.0.1:80", "10.244.0.10:80", "10.244.0.2:80"}
 	rules := newRenderer(without(v4())).port(port(name, "10.96.0.1", 80, eps...), nil)
-	chain := rules.chains[ruleset.ChainKey{Table: ruleset.NAT, Name: serviceChain(name)}]
+	chain := rules.chains[slices.Index(rules.names, serviceChain(name))]
 	for i, ep := range eps {
 		if want := endpointChain(name, netip.MustParseAddrPort(ep)); chain.Rules[i].Target() != want {
 			t.Errorf("rule %d leads to %s, want %s, for %s", i, chain.Rules[i].Target(), want, ep)
@@ -311,7 +311,7 @@ func TestCommentsFit(t *testing.T) {
 		rules := newRenderer(v6()).port(p, nil)
 		var all []ruleset.Rule
 		for _, shared := range rules.shared {
-			all = append(all, shared...)
+			all = append(all, shared.rules...)
 		}
 		for _, c := range rules.chains {
 			all = append(all, c.Rules...)

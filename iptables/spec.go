@@ -3,6 +3,7 @@
 package iptables
 
 import (
+	"bytes"
 	"math"
 	"net/netip"
 	"strconv"
@@ -31,33 +32,35 @@ func (s spec) jump(target string) spec {
 	return s
 }
 
-func (s spec) rule() ruleset.Rule {
-	var b strings.Builder
-	b.Grow(192)
-	option(&b, "-s", s.src)
-	option(&b, "-d", s.dst)
-	option(&b, "-i", s.in)
-	option(&b, "-p", s.proto)
+func (s spec) rule() ruleset.Rule { return ruleset.Rule(s.append(nil)) }
+
+// append appends the text of the rule.
+func (s spec) append(b []byte) []byte {
+	b = option(b, "-s ", s.src)
+	b = option(b, "-d ", s.dst)
+	b = option(b, "-i ", s.in)
+	b = option(b, "-p ", s.proto)
 	if s.comment != "" {
-		b.WriteString(commented(s.comment))
+		b = append(b, commented(s.comment)...)
 	}
-	b.WriteString(s.more)
+	b = append(b, s.more...)
 	if s.target != "" {
-		b.WriteString("-j ")
-		b.WriteString(s.target)
+		b = append(b, "-j "...)
+		b = append(b, s.target...)
 	}
-	return ruleset.Rule(strings.TrimSuffix(b.String(), " "))
+	return bytes.TrimSuffix(b, []byte(" "))
 }
 
-func option(b *strings.Builder, name, value string) {
+func option(b []byte, name, value string) []byte {
 	if value == "" {
-		return
+		return b
 	}
 	if rest, inverted := strings.CutPrefix(value, "! "); inverted {
-		b.WriteString("! ")
+		b = append(b, "! "...)
 		value = rest
 	}
-	b.WriteString(name + " " + value + " ")
+	b = append(append(b, name...), value...)
+	return append(b, ' ')
 }
 
 // commented returns a comment match, followed by a space.
@@ -71,8 +74,11 @@ func host(a netip.Addr) string { return a.String() + "/" + strconv.Itoa(a.BitLen
 // probability returns 1/n as iptables-save prints it when kube-proxy has
 // written it: kube-proxy writes ten decimals, the kernel keeps 31 bits
 // (xt_statistic), and iptables prints these with eleven decimals.
-func probability(n int) string {
-	p, _ := strconv.ParseFloat(strconv.FormatFloat(1/float64(n), 'f', 10, 64), 64)
+func probability(n int) string { return odds(1, n) }
+
+// odds returns k/n in the same way.
+func odds(k, n int) string {
+	p, _ := strconv.ParseFloat(strconv.FormatFloat(float64(k)/float64(n), 'f', 10, 64), 64)
 	const one = 1 << 31
 	return strconv.FormatFloat(math.Round(p*one)/one, 'f', 11, 64)
 }

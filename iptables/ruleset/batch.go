@@ -47,7 +47,7 @@ func (p *plan) transactions(k *kernel, l limits) []transaction {
 	for i := range whole {
 		cost += whole[i].cost()
 	}
-	if l.build == 0 || cost <= l.build {
+	if l.build == 0 || cost <= l.build || cost <= l.live && p.fresh(k) <= l.build {
 		return []transaction{whole}
 	}
 	out := []transaction{{pre}}
@@ -57,10 +57,24 @@ func (p *plan) transactions(k *kernel, l limits) []transaction {
 	return append(out, transaction{post})
 }
 
+// fresh returns how many lines the plan writes into chains that do not exist.
+func (p *plan) fresh(k *kernel) int {
+	n := 0
+	for key, c := range p.write {
+		if k.chains[key] == nil {
+			n += 1 + len(c.Rules)
+		}
+	}
+	return n
+}
+
 // otherTables returns the tables of the plan besides filter, nat first.
 func (p *plan) otherTables() []Table {
 	seen := map[Table]bool{}
 	for k := range p.write {
+		seen[k.Table] = true
+	}
+	for k := range p.trim {
 		seen[k.Table] = true
 	}
 	for _, k := range p.drop {
@@ -86,7 +100,12 @@ func (p *plan) tableSection(t Table) section {
 	s := section{table: t}
 	for k, c := range p.write {
 		if k.Table == t {
-			s.write = append(s.write, chainWrite{k.Name, c.Rules})
+			s.write = append(s.write, chainWrite{k.Name, c})
+		}
+	}
+	for k, tr := range p.trim {
+		if k.Table == t {
+			s.trim = append(s.trim, chainTrim{k.Name, tr.gone, tr.left})
 		}
 	}
 	for _, k := range p.drop {
@@ -121,16 +140,17 @@ func (p *plan) filterSections(k *kernel) (pre, post section) {
 		return all, section{table: Filter}
 	}
 	pre = section{table: Filter, create: all.create, insert: all.insert}
-	post = section{table: Filter, remove: all.remove, drop: all.drop}
+	post = section{table: Filter, remove: all.remove, trim: all.trim, drop: all.drop}
 	for _, w := range all.write {
-		have, want := setOf(k.chains[ChainKey{Filter, w.name}]), setOf(w.rules)
+		had := k.rules(ChainKey{Filter, w.name})
+		have, want := setOf(had), setOf(w.chain.Rules)
 		switch {
 		case containsAll(want, have):
 			pre.write = append(pre.write, w)
 		case containsAll(have, want):
 			post.write = append(post.write, w)
 		default:
-			both := union(w.rules, k.chains[ChainKey{Filter, w.name}])
+			both := &Chain{Rules: union(w.chain.Rules, had)}
 			pre.write = append(pre.write, chainWrite{w.name, both})
 			post.write = append(post.write, w)
 		}
@@ -141,7 +161,7 @@ func (p *plan) filterSections(k *kernel) (pre, post section) {
 // splitTable splits the changes of a table into bounded transactions.
 func (p *plan) splitTable(t Table, k *kernel, l limits) []transaction {
 	all := p.tableSection(t)
-	shared := section{table: t, create: all.create, insert: all.insert, remove: all.remove}
+	shared := section{table: t, create: all.create, insert: all.insert, remove: all.remove, trim: all.trim}
 	declare := section{table: t}
 	for _, w := range all.write {
 		key := ChainKey{t, w.name}
@@ -150,7 +170,7 @@ func (p *plan) splitTable(t Table, k *kernel, l limits) []transaction {
 		}
 		shared.write = append(shared.write, w)
 		if _, exists := k.chains[key]; !exists {
-			declare.write = append(declare.write, chainWrite{name: w.name})
+			declare.write = append(declare.write, chainWrite{w.name, &Chain{}})
 		}
 	}
 	build, live := p.units(t, k)
@@ -170,7 +190,7 @@ func (p *plan) units(t Table, k *kernel) (build, live [][]chainWrite) {
 		if key.Table != t || c.Unit == "" {
 			continue
 		}
-		byUnit[c.Unit] = append(byUnit[c.Unit], chainWrite{key.Name, c.Rules})
+		byUnit[c.Unit] = append(byUnit[c.Unit], chainWrite{key.Name, c})
 		if _, exists := k.chains[key]; exists {
 			known[c.Unit] = true
 		}
@@ -221,7 +241,7 @@ func dropOrder(drop []string, t Table, k *kernel) []string {
 			return
 		}
 		delete(going, name)
-		for _, r := range k.chains[ChainKey{t, name}] {
+		for _, r := range k.rules(ChainKey{t, name}) {
 			visit(r.Target())
 		}
 		after = append(after, name)

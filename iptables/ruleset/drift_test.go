@@ -33,14 +33,10 @@ COMMIT
 `,
 		},
 		{
-			name: "rule added to a chain",
-			edit: "*filter\n-I KUBE-FORWARD -j DROP\nCOMMIT\n",
-			want: []string{"filter/KUBE-FORWARD"},
-			restore: `*filter
-:KUBE-FORWARD - [0:0]
--A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
-COMMIT
-`,
+			name:    "rule added to a chain",
+			edit:    "*filter\n-I KUBE-FORWARD -j DROP\nCOMMIT\n",
+			want:    []string{"filter/KUBE-FORWARD"},
+			restore: "*filter\n-D KUBE-FORWARD -j DROP\nCOMMIT\n",
 		},
 		{
 			name: "chains deleted",

@@ -28,9 +28,11 @@ type Engine struct {
 	cmds    Commands
 	variant Variant
 	limits  limits
-	owners  owners
-	jumps   []Jump
-	guests  []Guest
+	// trims is set where removing rules is cheaper than writing a chain anew.
+	trims  bool
+	owners owners
+	jumps  []Jump
+	guests []Guest
 	// cleaning is set by Clean.
 	cleaning bool
 	entry    map[ChainKey][]Rule
@@ -42,9 +44,11 @@ type Engine struct {
 	// loaded is false while what the kernel has is not known: at start and
 	// after a failure.
 	loaded bool
-	// dirty are the chains that may differ from what is wanted.
-	dirty   map[ChainKey]bool
-	refused refusals
+	// dirty are the chains that may differ from what is wanted, and unsettled
+	// those of them that may go on so for a while.
+	dirty     map[ChainKey]bool
+	unsettled map[ChainKey]bool
+	refused   refusals
 	// alive is set once a restore has succeeded.
 	alive bool
 }
@@ -52,7 +56,7 @@ type Engine struct {
 // NewEngine returns an Engine. It runs no command.
 func NewEngine(cfg Config) *Engine {
 	e := &Engine{
-		exec: cfg.Exec, cmds: cfg.Commands, variant: cfg.Variant, limits: limitsOf(cfg.Variant),
+		exec: cfg.Exec, cmds: cfg.Commands, variant: cfg.Variant, limits: limitsOf(cfg.Variant), trims: cfg.Variant == NFT,
 		owners:  newOwners(cfg.Contributions),
 		entry:   map[ChainKey][]Rule{},
 		desired: map[ChainKey]*Chain{},
@@ -105,17 +109,25 @@ func (e *Engine) Rules(t Table) int {
 	return e.rules[t] + len(jumpsOf(e.jumps, t))
 }
 
-// Existing returns the rules that a chain of ours has in the kernel, reading
-// the kernel's rules first if they are not known.
-func (e *Engine) Existing(ctx context.Context, k ChainKey) ([]Rule, error) {
+// Existing calls yield for each rule that chains of ours have in a table of the
+// kernel, reading the kernel's rules first if they are not known.
+func (e *Engine) Existing(ctx context.Context, t Table, yield func(Rule)) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.loaded {
 		if err := e.load(ctx, &Result{}); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return slices.Clone(e.kernel.chains[k]), nil
+	for k, c := range e.kernel.chains {
+		if k.Table != t {
+			continue
+		}
+		for _, r := range c.Rules {
+			yield(r)
+		}
+	}
+	return nil
 }
 
 // Options say how Apply is to work.
@@ -126,6 +138,9 @@ type Options struct {
 	// Verify reads the kernel's rules again instead of trusting what is known
 	// of them, and tries again what was refused.
 	Verify bool
+	// Settle brings chains into their final form for which it was enough to
+	// lose rules.
+	Settle bool
 }
 
 // Result tells what Apply did.
@@ -145,6 +160,8 @@ type Result struct {
 	Drift []ChainKey
 	// Refused is what the kernel does not accept; all else is in place.
 	Refused []Refused
+	// Unsettled is the number of chains that wait for Options.Settle.
+	Unsettled int
 }
 
 // Apply makes the kernel hold what is wanted, and writes nothing where it does
@@ -165,11 +182,11 @@ func (e *Engine) Apply(ctx context.Context, o Options) (Result, error) {
 			e.loaded, res.Unverified = true, err
 		}
 	}
-	err := e.commit(ctx, e.plan(o.Prune), &res)
+	err := e.commit(ctx, e.plan(o), &res)
 	if err != nil && !e.variant.transient(err) && ctx.Err() == nil {
 		err = e.isolate(ctx, o, &res)
 	}
-	res.Refused = e.refused.list()
+	res.Refused, res.Unsettled = e.refused.list(), len(e.unsettled)
 	return res, err
 }
 
@@ -187,7 +204,7 @@ func (e *Engine) Clean(ctx context.Context) (Result, error) {
 	if err := e.load(ctx, &res); err != nil {
 		return res, err
 	}
-	err := e.commit(ctx, e.plan(true), &res)
+	err := e.commit(ctx, e.plan(Options{Prune: true, Settle: true}), &res)
 	for k := range e.kernel.pinned {
 		if _, left := e.kernel.chains[k]; left {
 			klog.FromContext(ctx).Info("Chain stays: rules of others lead to it", "chain", k)
@@ -198,11 +215,12 @@ func (e *Engine) Clean(ctx context.Context) (Result, error) {
 
 // load reads what the kernel has. Whatever is wanted or there may differ.
 func (e *Engine) load(ctx context.Context, res *Result) error {
-	r := newReader(e.owners, e.entry, e.guests)
+	r := newReader(e.owners, e.entry, e.guests, e.desired)
 	if err := e.cmds.save(ctx, e.exec, r); err != nil {
 		e.loaded = false
 		return fmt.Errorf("read rules: %w", err)
 	}
+	r.endChain()
 	if e.loaded {
 		res.Drift = drift(&e.kernel, &r.kernel)
 	}
@@ -211,10 +229,7 @@ func (e *Engine) load(ctx context.Context, res *Result) error {
 	for k := range e.kernel.chains {
 		e.dirty[k] = true
 	}
-	for k, c := range e.desired {
-		if have, ok := e.kernel.chains[k]; ok && slices.Equal(have, c.Rules) {
-			e.kernel.chains[k] = c.Rules // one copy of the text is enough
-		}
+	for k := range e.desired {
 		e.dirty[k] = true
 	}
 	return nil
@@ -230,8 +245,11 @@ func (e *Engine) commit(ctx context.Context, p *plan, res *Result) error {
 			}
 		}
 	}
-	clear(e.dirty)
+	e.dirty, e.unsettled = map[ChainKey]bool{}, p.unsettled
 	for _, k := range p.deferred {
+		e.dirty[k] = true
+	}
+	for k := range p.unsettled {
 		e.dirty[k] = true
 	}
 	return nil
@@ -253,7 +271,7 @@ func (e *Engine) run(ctx context.Context, t transaction, res *Result) error {
 	e.kernel.record(t)
 	for i := range t {
 		for _, w := range t[i].write {
-			res.Written[t[i].table] += len(w.rules)
+			res.Written[t[i].table] += len(w.chain.Rules)
 		}
 		res.Written[t[i].table] += len(t[i].insert)
 	}
@@ -263,20 +281,22 @@ func (e *Engine) run(ctx context.Context, t transaction, res *Result) error {
 // drift returns the chains in which two states of the kernel differ.
 func drift(before, after *kernel) []ChainKey {
 	var out []ChainKey
-	differ := func(a, b map[ChainKey][]Rule) {
-		for k, rules := range a {
-			if other, ok := b[k]; !ok || !slices.Equal(rules, other) {
-				out = append(out, k)
-			}
-		}
-		for k := range b {
-			if _, ok := a[k]; !ok {
-				out = append(out, k)
-			}
-		}
-	}
-	differ(before.chains, after.chains)
-	differ(before.jumps, after.jumps)
+	differ(before.chains, after.chains, (*Chain).same, &out)
+	differ(before.jumps, after.jumps, slices.Equal[[]Rule], &out)
 	slices.SortFunc(out, compareKeys)
 	return out
+}
+
+// differ adds to out the chains that are not in both of a and b, or not equal.
+func differ[V any](a, b map[ChainKey]V, equal func(V, V) bool, out *[]ChainKey) {
+	for k, v := range a {
+		if other, ok := b[k]; !ok || !equal(v, other) {
+			*out = append(*out, k)
+		}
+	}
+	for k := range b {
+		if _, ok := a[k]; !ok {
+			*out = append(*out, k)
+		}
+	}
 }

@@ -95,7 +95,7 @@ func (e *Engine) wanted(k ChainKey) (*Chain, bool) {
 			return c, true
 		}
 		have, exists := e.kernel.chains[k]
-		return &Chain{Unit: c.Unit, Rules: have}, exists
+		return have, exists
 	}
 	out := &Chain{}
 	for _, r := range c.Rules {
@@ -123,7 +123,9 @@ func (e *Engine) isolate(ctx context.Context, o Options, res *Result) error {
 	if err := e.load(ctx, res); err != nil {
 		return err
 	}
-	p := e.plan(o.Prune)
+	e.trims = false // a rule that cannot be deleted can be written over
+	defer func() { e.trims = e.variant == NFT }()
+	p := e.plan(o)
 	if err := e.declareShared(ctx, p, res); err != nil {
 		return err
 	}
@@ -142,7 +144,7 @@ func (e *Engine) isolate(ctx context.Context, o Options, res *Result) error {
 	if err := e.isolateRules(ctx, p, res); err != nil {
 		return err
 	}
-	return e.commit(ctx, e.plan(o.Prune), res)
+	return e.commit(ctx, e.plan(o), res)
 }
 
 // declareShared makes the shared chains that are missing, empty, so that
@@ -156,7 +158,7 @@ func (e *Engine) declareShared(ctx context.Context, p *plan, res *Result) error 
 		if byTable[k.Table] == nil {
 			byTable[k.Table] = &section{table: k.Table}
 		}
-		byTable[k.Table].write = append(byTable[k.Table].write, chainWrite{name: k.Name})
+		byTable[k.Table].write = append(byTable[k.Table].write, chainWrite{k.Name, &Chain{}})
 	}
 	for _, t := range slices.Sorted(maps.Keys(byTable)) {
 		if err := e.run(ctx, transaction{*byTable[t]}, res); err != nil {
@@ -175,15 +177,15 @@ func (e *Engine) isolateRules(ctx context.Context, p *plan, res *Result) error {
 			continue
 		}
 		var fresh []Rule
-		have := setOf(e.kernel.chains[k])
+		have := setOf(e.kernel.rules(k))
 		for _, r := range c.Rules {
 			if !have[r] {
 				fresh = append(fresh, r)
 			}
 		}
 		err := e.bisect(ctx, len(fresh), res, func(lo, hi int) transaction {
-			rules := union(e.kernel.chains[k], fresh[lo:hi])
-			return transaction{{table: k.Table, write: []chainWrite{{k.Name, rules}}}}
+			rules := union(e.kernel.rules(k), fresh[lo:hi])
+			return transaction{{table: k.Table, write: []chainWrite{{k.Name, &Chain{Rules: rules}}}}}
 		}, func(i int, err error) { e.refused.addRule(k, fresh[i], err) })
 		if err != nil {
 			return err
@@ -199,9 +201,9 @@ func (e *Engine) probe(ctx context.Context, t Table, res *Result) error {
 		return nil
 	}
 	var least *chainWrite
-	for k, rules := range e.kernel.chains {
-		if k.Table == t && (least == nil || len(rules) < len(least.rules)) {
-			least = &chainWrite{k.Name, rules}
+	for k, c := range e.kernel.chains {
+		if k.Table == t && (least == nil || len(c.Rules) < len(least.chain.Rules)) {
+			least = &chainWrite{k.Name, c}
 		}
 	}
 	if least == nil {

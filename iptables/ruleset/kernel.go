@@ -4,12 +4,14 @@ package ruleset
 
 import (
 	"slices"
-	"strings"
 )
 
 // kernel is what the kernel has of ours, as far as the engine knows.
 type kernel struct {
-	chains map[ChainKey][]Rule
+	//
+	// A chain that is as it is wanted is the same Chain as the wanted one, so
+	// that its text is there once.
+	chains map[ChainKey]*Chain
 	// jumps are our rules in the built-in chains that have any, in their order.
 	jumps map[ChainKey][]Rule
 	// pinned are chains of ours that rules of others refer to. Such a chain
@@ -19,6 +21,14 @@ type kernel struct {
 	// that others use these.
 	hosts  map[ChainKey]*host
 	others map[ChainKey]bool
+}
+
+// rules returns the rules of a chain, none of one that is not there.
+func (k *kernel) rules(key ChainKey) []Rule {
+	if c := k.chains[key]; c != nil {
+		return c.Rules
+	}
+	return nil
 }
 
 // reader is the visitor that picks from the save format what is ours.
@@ -32,14 +42,22 @@ type reader struct {
 	entry   map[ChainKey][]Rule
 	builtin map[ChainKey]bool
 	guests  []Guest
-	kernel  kernel
+	// expected are the chains as they are wanted. What is read is compared with
+	// them as it comes, and takes no memory where it is the same.
+	expected map[ChainKey]*Chain
+	kernel   kernel
+	// at is the chain that is being read, and matched how many of its rules are
+	// as expected; where one is not, rules has all of them.
+	at      ChainKey
+	matched int
+	rules   []Rule
 }
 
-func newReader(o owners, entry map[ChainKey][]Rule, guests []Guest) *reader {
+func newReader(o owners, entry map[ChainKey][]Rule, guests []Guest, expected map[ChainKey]*Chain) *reader {
 	return &reader{
-		owners: o, entry: entry, builtin: map[ChainKey]bool{}, guests: guests,
+		owners: o, entry: entry, builtin: map[ChainKey]bool{}, guests: guests, expected: expected,
 		kernel: kernel{
-			chains: map[ChainKey][]Rule{},
+			chains: map[ChainKey]*Chain{},
 			jumps:  map[ChainKey][]Rule{},
 			pinned: map[ChainKey]bool{},
 			hosts:  map[ChainKey]*host{},
@@ -63,18 +81,19 @@ func (r *reader) table(Table) {}
 
 func (r *reader) chain(k ChainKey, policy string) {
 	if r.owns(k) {
-		r.kernel.chains[k] = nil
+		r.kernel.chains[k] = &Chain{}
 	} else if policy != "-" {
 		r.builtin[k] = true
 	}
 	r.guestChain(k)
 }
 
-func (r *reader) rule(k ChainKey, rule Rule) {
+func (r *reader) rule(k ChainKey, text []byte) {
 	if r.owns(k) {
-		r.kernel.chains[k] = append(r.kernel.chains[k], rule)
+		r.ownRule(k, text)
 		return
 	}
+	rule := Rule(text)
 	if r.guestRule(k, rule) {
 		return
 	}
@@ -88,9 +107,40 @@ func (r *reader) rule(k ChainKey, rule Rule) {
 	}
 }
 
+// ownRule notes a rule of a chain of ours.
+func (r *reader) ownRule(k ChainKey, text []byte) {
+	if k != r.at {
+		r.endChain()
+		r.at = k
+		r.rules = slices.Clip(r.kernel.rules(k))
+	}
+	if want := r.expected[k]; len(r.rules) == 0 && want != nil && r.matched < len(want.Rules) && string(want.Rules[r.matched]) == string(text) {
+		r.matched++
+		return
+	}
+	if r.matched > 0 {
+		r.rules, r.matched = slices.Clone(r.expected[k].Rules[:r.matched]), 0
+	}
+	r.rules = append(r.rules, Rule(text))
+}
+
+// endChain is called when all rules of a chain have been read.
+func (r *reader) endChain() {
+	switch want := r.expected[r.at]; {
+	case r.at == ChainKey{}:
+	case len(r.rules) > 0:
+		r.kernel.chains[r.at] = &Chain{Rules: slices.Clip(r.rules)}
+	case r.matched == len(want.Rules):
+		r.kernel.chains[r.at] = want
+	default:
+		r.kernel.chains[r.at] = &Chain{Rules: want.Rules[:r.matched]}
+	}
+	r.at, r.matched, r.rules = ChainKey{}, 0, nil
+}
+
 // isEntry tells whether a rule in a built-in chain is one of our jumps, or was.
 func (r *reader) isEntry(target ChainKey, rule Rule) bool {
-	return !strings.Contains(string(rule), "\n") && slices.ContainsFunc(r.entry[target], func(j Rule) bool {
+	return !rule.broken() && slices.ContainsFunc(r.entry[target], func(j Rule) bool {
 		return j == rule || j.comment() != "" && j.comment() == rule.comment()
 	})
 }
@@ -102,7 +152,10 @@ func (k *kernel) record(t transaction) {
 			k.hosts[ChainKey{s.table, name}] = &host{}
 		}
 		for _, w := range s.write {
-			k.chains[ChainKey{s.table, w.name}] = w.rules
+			k.chains[ChainKey{s.table, w.name}] = w.chain
+		}
+		for _, tr := range s.trim {
+			k.chains[ChainKey{s.table, tr.name}] = tr.left
 		}
 		for _, name := range s.drop {
 			delete(k.chains, ChainKey{s.table, name})

@@ -13,6 +13,10 @@ type plan struct {
 	// unit.
 	write map[ChainKey]*Chain
 	drop  []ChainKey
+	// trim are the chains that lose rules and otherwise stay.
+	trim map[ChainKey]trim
+	// unsettled are the chains that wait for Options.Settle.
+	unsettled map[ChainKey]bool
 	// create are chains to make that are not ours alone.
 	create []ChainKey
 	// insert and remove are in the order in which they are to be done.
@@ -22,20 +26,30 @@ type plan struct {
 	deferred []ChainKey
 }
 
+// trim is the removal of rules from a chain.
+type trim struct {
+	gone []Rule
+	left *Chain
+}
+
 func (p *plan) empty() bool {
-	return len(p.write)+len(p.drop)+len(p.create)+len(p.insert)+len(p.remove) == 0
+	return len(p.write)+len(p.drop)+len(p.trim)+len(p.create)+len(p.insert)+len(p.remove) == 0
 }
 
 // plan compares the chains in dirty, and all jumps.
-func (e *Engine) plan(prune bool) *plan {
-	p := &plan{write: map[ChainKey]*Chain{}}
+func (e *Engine) plan(o Options) *plan {
+	prune := o.Prune
+	p := &plan{write: map[ChainKey]*Chain{}, trim: map[ChainKey]trim{}, unsettled: map[ChainKey]bool{}}
 	for k := range e.dirty {
 		want, ok := e.wanted(k)
 		have, exists := e.kernel.chains[k]
 		switch {
 		case ok && !exists:
 			p.write[k] = want
-		case ok && !slices.Equal(want.Rules, have):
+		case ok && want == have:
+		case ok && want.same(have):
+			e.kernel.chains[k] = want // one copy of the text is enough
+		case ok:
 			e.planChange(p, k, want, have, prune)
 		case !ok && exists && !e.kernel.pinned[k] && (e.cleaning || !e.owners.relics[k]):
 			if prune {
@@ -46,6 +60,7 @@ func (e *Engine) plan(prune bool) *plan {
 		}
 	}
 	e.keepReferred(p)
+	e.settle(p, o)
 	e.planJumps(p, prune)
 	if prune {
 		e.planLeaving(p)
@@ -66,7 +81,7 @@ func (e *Engine) keepReferred(p *plan) {
 	}
 	var keep func(from ChainKey)
 	keep = func(from ChainKey) {
-		for _, r := range e.kernel.chains[from] {
+		for _, r := range e.kernel.rules(from) {
 			if to := (ChainKey{from.Table, r.Target()}); going[to] {
 				delete(going, to)
 				p.deferred = append(p.deferred, to)
@@ -92,27 +107,96 @@ func (e *Engine) keepReferred(p *plan) {
 // planChange plans the replacement of a chain that exists. While nothing may
 // be removed, a shared chain only gains rules, and a chain of a unit is left
 // alone if it would lose a target: an endpoint, in the end.
-func (e *Engine) planChange(p *plan, k ChainKey, want *Chain, have []Rule, prune bool) {
+func (e *Engine) planChange(p *plan, k ChainKey, want, have *Chain, prune bool) {
 	if prune {
-		p.write[k] = want
+		e.planTrim(p, k, want, have)
 		return
 	}
 	if want.Unit != "" {
-		if containsAll(targets(want.Rules), targets(have)) {
+		if containsAll(targets(want.Rules), targets(have.Rules)) {
 			p.write[k] = want
 		} else {
 			p.deferred = append(p.deferred, k)
 		}
 		return
 	}
-	if kept := union(want.Rules, have); len(kept) > len(want.Rules) {
+	if kept := union(want.Rules, have.Rules); len(kept) > len(want.Rules) {
 		p.deferred = append(p.deferred, k)
-		if containsAll(setOf(have), setOf(want.Rules)) {
+		if containsAll(setOf(have.Rules), setOf(want.Rules)) {
 			return
 		}
 		want = &Chain{Rules: kept}
 	}
 	p.write[k] = want
+}
+
+// planTrim plans a change as the removal of rules, where it is one or where that
+// is enough for a while. On the nft variant the kernel need not validate its
+// rules for a removal, which at 10,000 Services takes 350 ms and the removal 19.
+func (e *Engine) planTrim(p *plan, k ChainKey, want, have *Chain) {
+	if e.trims && !slices.ContainsFunc(have.Rules, Rule.broken) {
+		if gone, ok := surplus(have.Rules, want.Rules); ok {
+			p.trim[k] = trim{gone, want}
+			return
+		}
+		if gone, left, ok := astray(have, want); ok && want.Patient {
+			p.unsettled[k] = true
+			if len(gone) > 0 {
+				p.trim[k] = trim{gone, left}
+			}
+			return
+		}
+	}
+	p.write[k] = want
+}
+
+// settle lets chains wait no longer that could, if they are to, or if the kernel
+// has to validate the rules of their table anyway.
+func (e *Engine) settle(p *plan, o Options) {
+	additions := map[Table]bool{}
+	for k := range p.write {
+		additions[k.Table] = true
+	}
+	for k := range p.unsettled {
+		if o.Settle || additions[k.Table] {
+			p.write[k], _ = e.wanted(k)
+			delete(p.unsettled, k)
+			delete(p.trim, k)
+		}
+	}
+}
+
+// surplus returns the rules that have has beyond want, if that is all the
+// difference, and each can be told from those that stay.
+func surplus(have, want []Rule) (gone []Rule, ok bool) {
+	left := want
+	for _, r := range have {
+		if len(left) > 0 && left[0] == r {
+			left = left[1:]
+		} else {
+			gone = append(gone, r)
+		}
+	}
+	stay := setOf(want)
+	return gone, len(left) == 0 && !slices.ContainsFunc(gone, func(r Rule) bool { return stay[r] })
+}
+
+// astray returns the rules of have whose targets want does not have any more,
+// and have without them; ok is false where they are not all that matters, for
+// the targets that are left are not want's, in its order.
+func astray(have, want *Chain) (gone []Rule, left *Chain, ok bool) {
+	wanted := targets(want.Rules)
+	left = &Chain{Unit: want.Unit, Patient: want.Patient}
+	for _, r := range have.Rules {
+		if wanted[r.Target()] {
+			left.Rules = append(left.Rules, r)
+		} else {
+			gone = append(gone, r)
+		}
+	}
+	return gone, left, slices.EqualFunc(left.Rules, want.Rules, func(a, b Rule) bool {
+		return a == b || a.conditional() && b.conditional() && a.Target() == b.Target()
+	})
 }
 
 // planJumps plans the missing and the surplus rules in built-in chains.

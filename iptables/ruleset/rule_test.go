@@ -133,12 +133,12 @@ func TestOwners(t *testing.T) {
 }
 
 func TestDropOrderPutsWhoJumpsFirst(t *testing.T) {
-	k := &kernel{chains: map[ChainKey][]Rule{
-		{NAT, "A"}: {"-j C"},
-		{NAT, "B"}: {"-j A", "-j D"},
-		{NAT, "C"}: {"-j ACCEPT"},
-		{NAT, "D"}: {"-j C"},
-		{NAT, "E"}: {"-j D"}, // stays
+	k := &kernel{chains: map[ChainKey]*Chain{
+		{NAT, "A"}: {Rules: []Rule{"-j C"}},
+		{NAT, "B"}: {Rules: []Rule{"-j A", "-j D"}},
+		{NAT, "C"}: {Rules: []Rule{"-j ACCEPT"}},
+		{NAT, "D"}: {Rules: []Rule{"-j C"}},
+		{NAT, "E"}: {Rules: []Rule{"-j D"}}, // stays
 	}}
 	got := dropOrder([]string{"A", "B", "C", "D"}, NAT, k)
 	at := map[string]int{}
@@ -158,7 +158,8 @@ func TestDropOrderPutsWhoJumpsFirst(t *testing.T) {
 func TestSectionTextOfRestore(t *testing.T) {
 	s := section{
 		table:  NAT,
-		write:  []chainWrite{{"KUBE-B", []Rule{"-j KUBE-A", ""}}, {"KUBE-A", nil}},
+		write:  []chainWrite{{"KUBE-B", &Chain{Rules: []Rule{"-j KUBE-A", ""}}}, {"KUBE-A", &Chain{}}},
+		trim:   []chainTrim{{"KUBE-C", []Rule{"-j KUBE-AA", "-j KUBE-A"}, nil}},
 		insert: []Jump{{ChainKey{NAT, "OUTPUT"}, "-j KUBE-B"}, {ChainKey{NAT, "OUTPUT"}, "-j KUBE-A"}},
 		remove: []Jump{{ChainKey{NAT, "INPUT"}, "-j KUBE-OLD"}},
 		drop:   []string{"KUBE-OLD", "KUBE-AA"},
@@ -173,6 +174,8 @@ func TestSectionTextOfRestore(t *testing.T) {
 -I OUTPUT -j KUBE-B
 -I OUTPUT -j KUBE-A
 -D INPUT -j KUBE-OLD
+-D KUBE-C -j KUBE-AA
+-D KUBE-C -j KUBE-A
 -X KUBE-AA
 -X KUBE-OLD
 COMMIT

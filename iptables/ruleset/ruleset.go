@@ -71,6 +71,13 @@ func (r Rule) comment() string {
 	return comment
 }
 
+// broken tells whether a rule of others goes over several lines, which no restore
+// can take.
+func (r Rule) broken() bool { return strings.Contains(string(r), "\n") }
+
+// conditional tells whether a rule is left to chance.
+func (r Rule) conditional() bool { return strings.Contains(string(r), "-m statistic ") }
+
 // words returns the first comment and the target of a rule.
 func (r Rule) words() (comment, target string) {
 	rest, option := string(r), ""
@@ -149,8 +156,17 @@ type Chain struct {
 	// one unit change in one transaction and are refused together. A chain
 	// that many units have rules in has the empty unit; of it, single rules
 	// can be refused.
-	Unit  string
-	Rules []Rule
+	Unit string
+	// Patient chains choose among targets at random. Of one that loses a target
+	// it is enough, for a while, that the rules that lead there are gone: what
+	// else changes are the odds.
+	Patient bool
+	Rules   []Rule
+}
+
+// same tells whether two chains have the same rules.
+func (c *Chain) same(o *Chain) bool {
+	return c == o || slices.Equal(c.Rules, o.Rules)
 }
 
 // Jump is a rule of ours in a chain that is not ours, usually a built-in one.

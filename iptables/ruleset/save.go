@@ -4,6 +4,7 @@ package ruleset
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -44,7 +45,8 @@ type visitor interface {
 	unreadable(t Table) error
 	table(t Table)
 	chain(k ChainKey, policy string)
-	rule(k ChainKey, r Rule)
+	// rule's text is valid during the call only.
+	rule(k ChainKey, text []byte)
 }
 
 // Parse reads the output of iptables-save. Counters are dropped.
@@ -61,6 +63,8 @@ type parser struct {
 	v     visitor
 	table Table // empty between tables
 	line  int
+	// name is the chain of the last rule, which the next one mostly shares.
+	name string
 }
 
 // maxRuleText bounds the text of one rule, which may go over several lines.
@@ -70,24 +74,29 @@ const maxRuleText = 64 << 10
 func parse(r io.Reader, v visitor) error {
 	p := parser{v: v, line: 1}
 	br := bufio.NewReaderSize(r, 64<<10)
-	text, lines := "", 0
+	var text []byte
+	lines := 0
 	for {
-		line, err := br.ReadString('\n')
+		line, err := readLine(br)
 		if err != nil && err != io.EOF {
 			return fmt.Errorf("read rules: %w", err)
 		}
-		text, lines = text+line, lines+1
-		if err == nil && openQuote(text) && len(text) < maxRuleText {
+		if lines > 0 {
+			line = append(text, line...)
+		}
+		lines++
+		if err == nil && openQuote(line) && len(line) < maxRuleText {
+			text = append([]byte(nil), line...)
 			continue // a comment with a line break in it is printed as it is
 		}
-		if perr := p.parseLine(strings.TrimSuffix(text, "\n")); perr != nil {
+		if perr := p.parseLine(bytes.TrimSuffix(line, []byte("\n"))); perr != nil {
 			return fmt.Errorf("parse rules, line %d: %w", p.line, perr)
 		}
 		if err == io.EOF {
 			break
 		}
 		p.line += lines
-		text, lines = "", 0
+		lines = 0
 	}
 	if p.table != "" {
 		return fmt.Errorf("parse rules: table %s has no COMMIT", p.table)
@@ -95,13 +104,25 @@ func parse(r io.Reader, v visitor) error {
 	return nil
 }
 
+// readLine returns the next line, which is valid until the next call, however
+// long it is.
+func readLine(br *bufio.Reader) ([]byte, error) {
+	line, err := br.ReadSlice('\n')
+	if err != bufio.ErrBufferFull {
+		return line, err
+	}
+	long := bytes.Clone(line)
+	rest, err := br.ReadBytes('\n')
+	return append(long, rest...), err
+}
+
 // openQuote tells whether a quoted word of a rule's line has no end in it.
-func openQuote(line string) bool {
-	rest, ok := strings.CutPrefix(withoutCounters(line), "-A ")
-	if !ok || strings.Count(rest, `"`)%2 == 0 && !strings.Contains(rest, `\`) {
+func openQuote(line []byte) bool {
+	text, ok := bytes.CutPrefix(withoutCounters(line), []byte("-A "))
+	if !ok || bytes.Count(text, []byte(`"`))%2 == 0 && bytes.IndexByte(text, '\\') < 0 {
 		return false // almost all
 	}
-	_, rest, _ = strings.Cut(rest, " ") // the chain
+	_, rest, _ := strings.Cut(string(text), " ") // the chain
 	for rest != "" {
 		var tok string
 		tok, rest = nextToken(rest)
@@ -112,24 +133,24 @@ func openQuote(line string) bool {
 	return false
 }
 
-func (p *parser) parseLine(line string) error {
+func (p *parser) parseLine(line []byte) error {
 	switch {
-	case line == "":
+	case len(line) == 0:
 		return nil
 	case line[0] == '#':
-		if name, ok := strings.CutSuffix(line, "' is incompatible, use 'nft' tool."); ok {
+		if name, ok := strings.CutSuffix(string(line), "' is incompatible, use 'nft' tool."); ok {
 			return p.v.unreadable(Table(strings.TrimPrefix(name, "# Table `")))
 		}
 		return nil
 	case line[0] == '*':
-		return p.parseTable(line[1:])
+		return p.parseTable(string(line[1:]))
 	case p.table == "":
 		return fmt.Errorf("%q outside a table", line)
-	case line == "COMMIT":
+	case string(line) == "COMMIT":
 		p.table = ""
 		return nil
 	case line[0] == ':':
-		return p.parseChain(line[1:])
+		return p.parseChain(string(line[1:]))
 	}
 	return p.parseRule(line)
 }
@@ -158,27 +179,29 @@ func (p *parser) parseChain(s string) error {
 
 // withoutCounters returns a rule's line without the counters that iptables-save
 // -c puts before it.
-func withoutCounters(line string) string {
-	if strings.HasPrefix(line, "[") {
-		_, line, _ = strings.Cut(line, "] ")
+func withoutCounters(line []byte) []byte {
+	if bytes.HasPrefix(line, []byte("[")) {
+		_, line, _ = bytes.Cut(line, []byte("] "))
 	}
 	return line
 }
 
-func (p *parser) parseRule(line string) error {
-	line = withoutCounters(line)
-	rest, ok := strings.CutPrefix(line, "-A ")
+func (p *parser) parseRule(line []byte) error {
+	rest, ok := bytes.CutPrefix(withoutCounters(line), []byte("-A "))
 	if !ok {
 		return fmt.Errorf("unknown line %q", line)
 	}
-	name, text, _ := strings.Cut(rest, " ")
-	if name == "" {
+	name, text, _ := bytes.Cut(rest, []byte(" "))
+	if len(name) == 0 {
 		return fmt.Errorf("rule without a chain %q", line)
 	}
 	if openQuote(line) {
 		return fmt.Errorf("rule with a quote that does not end %.100q", line)
 	}
-	p.v.rule(ChainKey{p.table, name}, Rule(strings.TrimRight(text, " ")))
+	if string(name) != p.name {
+		p.name = string(name)
+	}
+	p.v.rule(ChainKey{p.table, p.name}, bytes.TrimRight(text, " "))
 	return nil
 }
 
@@ -205,12 +228,12 @@ func (b *dumpBuilder) chain(k ChainKey, policy string) {
 	t.Chains = append(t.Chains, DumpChain{Name: k.Name, Policy: policy})
 }
 
-func (b *dumpBuilder) rule(k ChainKey, r Rule) {
+func (b *dumpBuilder) rule(k ChainKey, text []byte) {
 	if _, ok := b.index[k]; !ok {
 		b.chain(k, "-")
 	}
 	c := &b.dump[len(b.dump)-1].Chains[b.index[k]]
-	c.Rules = append(c.Rules, r)
+	c.Rules = append(c.Rules, Rule(text))
 }
 
 // String prints the dump as iptables-save does, without counters and comment

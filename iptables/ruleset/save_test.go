@@ -161,7 +161,7 @@ func TestUnreadableTableOfOthers(t *testing.T) {
 	entry := map[ChainKey][]Rule{{NAT, "KUBE-SERVICES"}: {"-j KUBE-SERVICES"}}
 	for table, want := range map[Table]error{"raw": nil, Mangle: nil, NAT: ErrIncompatible} {
 		text := "# Table `" + string(table) + "' is incompatible, use 'nft' tool.\n*filter\nCOMMIT\n"
-		err := parse(strings.NewReader(text), newReader(newOwners(nil), entry, nil))
+		err := parse(strings.NewReader(text), newReader(newOwners(nil), entry, nil, nil))
 		if !errors.Is(err, want) {
 			t.Errorf("table %s: %v, want %v", table, err, want)
 		}

@@ -19,24 +19,36 @@ type section struct {
 	insert []Jump
 	// remove are jumps to delete.
 	remove []Jump
+	// trim are rules to delete from chains that otherwise stay.
+	trim []chainTrim
 	// drop are chains to delete.
 	drop []string
 }
 
 type chainWrite struct {
 	name  string
-	rules []Rule
+	chain *Chain
+}
+
+// chainTrim is a chain that loses rules, and what is left of it then.
+type chainTrim struct {
+	name string
+	gone []Rule
+	left *Chain
 }
 
 func (s *section) empty() bool {
-	return len(s.create)+len(s.write)+len(s.insert)+len(s.remove)+len(s.drop) == 0
+	return len(s.create)+len(s.write)+len(s.insert)+len(s.remove)+len(s.trim)+len(s.drop) == 0
 }
 
 // cost estimates the work of committing the section: a line each.
 func (s *section) cost() int {
 	n := len(s.insert) + len(s.remove) + 2*len(s.drop)
 	for _, w := range s.write {
-		n += 1 + len(w.rules)
+		n += 1 + len(w.chain.Rules)
+	}
+	for _, tr := range s.trim {
+		n += len(tr.gone)
 	}
 	return n
 }
@@ -73,7 +85,7 @@ func (s *section) writeTo(b *bytes.Buffer) {
 		b.WriteString(":" + name + " - [0:0]\n")
 	}
 	for _, w := range s.write {
-		for _, r := range w.rules {
+		for _, r := range w.chain.Rules {
 			b.WriteString(appendLine(w.name, r))
 		}
 	}
@@ -85,6 +97,12 @@ func (s *section) writeTo(b *bytes.Buffer) {
 	}
 	for _, j := range s.remove {
 		b.WriteString("-D " + j.Name + " " + string(j.Rule) + "\n")
+	}
+	slices.SortFunc(s.trim, func(x, y chainTrim) int { return strings.Compare(x.name, y.name) })
+	for _, tr := range s.trim {
+		for _, r := range tr.gone {
+			b.WriteString("-D " + tr.name + " " + string(r) + "\n")
+		}
 	}
 	for _, name := range s.drop {
 		b.WriteString("-X " + name + "\n")

@@ -120,4 +120,4 @@ func (u *usage) chain(k ChainKey, _ string) {
 	}
 }
 
-func (u *usage) rule(ChainKey, Rule) { u.rules++ }
+func (u *usage) rule(ChainKey, []byte) { u.rules++ }
