@@ -61,7 +61,14 @@ suite-reference: tools ## Record from kube-proxy what e2e/suite expects (root)
 	go test ./e2e/suite -count 1 -run '^TestKernelSuite$$' -timeout 20m -record
 
 .PHONY: bench
-bench: ## Run the micro-benchmarks
+bench: build tools ## Measure Fairlead and kube-proxy side by side, and parts by themselves (root)
+	@$(MAKE) --no-print-directory -C e2e/tools kube-proxy
+	@go build -o $(BIN)/bench ./e2e/bench
+	@$(BIN)/bench $(BENCH)
+	@$(MAKE) --no-print-directory bench-micro
+
+.PHONY: bench-micro
+bench-micro: ## Run the micro-benchmarks
 	go test -run '^$$' -bench . -benchmem $(UNIT)
 
 .PHONY: fuzz

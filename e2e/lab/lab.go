@@ -43,14 +43,15 @@ type Config struct {
 // Lab is a network of namespaces. Its methods are not safe for concurrent use;
 // those of its namespaces are.
 type Lab struct {
-	// Nodes are the nodes in order: node-1 is Nodes[0].
+	// Nodes are the nodes in order: node-1 is Nodes[0] unless it was removed.
 	Nodes []*Node
 	// Client is a host next to the nodes, without pods and without rules.
 	Client *NS
 
-	prefix string
-	lan    *NS
-	all    []*NS
+	prefix  string
+	lan     *NS
+	all     []*NS
+	planned int // nodes, those that were removed included
 }
 
 // New builds a lab; the caller closes it. Labs that dead processes have left

@@ -29,9 +29,10 @@ func planClient() *NS {
 	return plan("client", func(f model.Family) netip.Addr { return LANAddr(f, clientHost) })
 }
 
-// planNode returns the lab's next node.
+// planNode returns the lab's next node: no two have the same number.
 func (l *Lab) planNode() *Node {
-	index := len(l.Nodes)
+	index := l.planned
+	l.planned++
 	ns := plan(fmt.Sprintf("node-%d", index+1), func(f model.Family) netip.Addr { return LANAddr(f, firstHost+index) })
 	return &Node{NS: ns, lab: l, index: index}
 }

@@ -10,9 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -121,9 +121,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	changes := take(o.changes, workload.NewChurn(o.plan, mix, o.seed, o.plan.Services))
+	changes := workload.NewChurn(o.plan, mix, o.seed).Take(o.changes)
 	if o.dryRun {
-		for c := range changes {
+		for _, c := range changes {
 			fmt.Fprintln(out, c)
 		}
 		return nil
@@ -144,24 +144,13 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		}
 	}
 	if o.changes > 0 {
-		took, err := w.Run(ctx, o.rate, changes)
+		took, err := w.Run(ctx, o.rate, slices.Values(changes))
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(out, "made %s\n", speed(o.changes, "changes", took))
 	}
 	return nil
-}
-
-// take is the next n changes.
-func take(n int, c *workload.Churn) iter.Seq[workload.Change] {
-	return func(yield func(workload.Change) bool) {
-		for range n {
-			if !yield(c.Next()) {
-				return
-			}
-		}
-	}
 }
 
 func (o *options) writer() (*workload.Writer, error) {

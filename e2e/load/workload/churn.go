@@ -122,19 +122,27 @@ type Churn struct {
 	nextService, nextEndpoint int
 }
 
-// NewChurn returns the changes of a plan. Services that it adds have numbers
-// from spare on, which is at least plan.Services: those between are left to the
-// caller.
-func NewChurn(p Plan, mix Mix, seed uint64, spare int) *Churn {
+// NewChurn returns the changes of a plan. Services that it adds have the numbers
+// from plan.Services on.
+func NewChurn(p Plan, mix Mix, seed uint64) *Churn {
 	c := &Churn{
 		plan: p, mix: mix, rand: rand.New(rand.NewPCG(seed, 0)),
 		alive: make([]int, p.Services), changed: map[int]*Service{},
-		nextService: max(spare, p.Services), nextEndpoint: max(spare, p.Services) * p.Endpoints,
+		nextService: p.Services, nextEndpoint: p.Services * p.Endpoints,
 	}
 	for i := range c.alive {
 		c.alive[i] = i
 	}
 	return c
+}
+
+// Take is the next n changes.
+func (c *Churn) Take(n int) []Change {
+	out := make([]Change, n)
+	for i := range out {
+		out[i] = c.Next()
+	}
+	return out
 }
 
 // Next is the next change. A Service that has no endpoints to replace is

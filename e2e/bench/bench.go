@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"fairlead/e2e/bench/measure"
+	"fairlead/e2e/bench/report"
+	"fairlead/e2e/bench/subject"
+	"fairlead/e2e/lab"
+)
+
+// bench is one run of the command.
+type bench struct {
+	*options
+	out      io.Writer
+	dir      string
+	measured []subject.Subject
+	results  report.Results
+}
+
+// newBench looks for all that is needed, before anything takes long.
+func newBench(ctx context.Context, o *options, out io.Writer) (*bench, error) {
+	b := &bench{options: o, out: out, dir: o.work}
+	for _, v := range o.variants {
+		if err := lab.VariantSupported(ctx, lab.Variant(v)); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.choose(ctx); err != nil {
+		return nil, err
+	}
+	b.results = report.Results{
+		Started: time.Now().UTC().Truncate(time.Second), Settings: o.settings,
+		Machine: report.ThisMachine(ctx), Version: version(ctx, o.fairlead, "version"), KubeProxy: version(ctx, o.kubeProxy, "--version"),
+	}
+	if b.results.Machine.Load > 0.5 {
+		b.say("the load average is %.1f: this machine does something else, too, and that is in the figures", b.results.Machine.Load)
+	}
+	var err error
+	if b.dir == "" {
+		b.dir, err = os.MkdirTemp("", "fairlead-bench-")
+	} else if b.dir, err = filepath.Abs(b.dir); err == nil {
+		err = os.MkdirAll(b.dir, 0o755)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make directory for logs: %w", err)
+	}
+	return b, nil
+}
+
+// choose finds the subjects and leaves out those that these builds have not.
+func (b *bench) choose(ctx context.Context) error {
+	fairlead, err1 := filepath.Abs(b.fairlead)
+	kubeProxy, err2 := filepath.Abs(b.kubeProxy)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	all := subject.All(fairlead, kubeProxy)
+	for _, name := range b.subjects {
+		at := slices.IndexFunc(all, func(s subject.Subject) bool { return s.Name == name })
+		if at < 0 {
+			return fmt.Errorf("--subjects %q is not known", name)
+		}
+		if err := all[at].Missing(ctx); err != nil {
+			b.say("%s is left out: %v", name, err)
+			continue
+		}
+		b.measured = append(b.measured, all[at])
+	}
+	if len(b.measured) == 0 {
+		return errors.New("no subject is left to measure; make build and make -C e2e/tools kube-proxy build them")
+	}
+	return nil
+}
+
+func (b *bench) close() {
+	if b.work == "" {
+		_ = os.RemoveAll(b.dir) // the system removes what is left
+	}
+}
+
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.out, "%s  %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
+}
+
+// point is a size, and how much is measured there.
+type point struct {
+	report.Size
+	extent measure.Extent
+}
+
+// points are all sizes in an order in which one API server, for each number of
+// endpoints, only ever gets more Services.
+func (o *options) points() []point {
+	most := map[report.Size]measure.Extent{}
+	for _, l := range []struct {
+		sizes  []report.Size
+		extent measure.Extent
+	}{{o.loads, measure.Loads}, {o.curve, measure.Curve}, {o.sizes, measure.All}} {
+		for _, s := range l.sizes {
+			most[s] = max(most[s], l.extent)
+		}
+	}
+	var out []point
+	for s, e := range most {
+		out = append(out, point{s, e})
+	}
+	slices.SortFunc(out, func(a, b point) int {
+		return cmp.Or(cmp.Compare(a.Endpoints, b.Endpoints), cmp.Compare(a.Services, b.Services))
+	})
+	return out
+}
+
+// measure measures everything.
+func (b *bench) measure(ctx context.Context) (err error) {
+	start := time.Now()
+	var rig *measure.Rig
+	closeRig := func() {
+		if rig != nil {
+			err = errors.Join(err, rig.Close())
+			rig = nil
+		}
+	}
+	defer closeRig()
+	endpoints := 0
+	for _, p := range b.points() {
+		if p.Endpoints != endpoints {
+			closeRig()
+			endpoints = p.Endpoints
+			if rig, err = measure.NewRig(ctx, b.dir, endpoints); err != nil {
+				return err
+			}
+		}
+		if err := b.at(ctx, rig, p); err != nil {
+			return err
+		}
+		b.results.TookS = time.Since(start).Seconds()
+	}
+	return err
+}
+
+// at measures all subjects at one size.
+func (b *bench) at(ctx context.Context, rig *measure.Rig, p point) error {
+	b.say("%s: writing Services", p.Size)
+	if err := rig.Load(ctx, p.Services, nil); err != nil {
+		return err
+	}
+	cfg := measure.Config{Settings: b.settings, Mix: b.mix, Extent: p.extent}
+	switch p.extent {
+	case measure.Loads:
+		cfg.CutoffS *= 5
+	case measure.Curve:
+		cfg.Samples = (cfg.Samples + 2) / 3
+	}
+	for _, v := range b.variants {
+		for _, s := range b.measured {
+			if p.extent == measure.Loads && s.Name != report.Product {
+				continue
+			}
+			cfg.Log = func(format string, args ...any) {
+				b.say("%s %s %s: %s", p.Size, v, s.Name, fmt.Sprintf(format, args...))
+			}
+			run, err := rig.Run(ctx, s, lab.Variant(v), cfg)
+			if err != nil {
+				return err
+			}
+			b.results.Runs = append(b.results.Runs, *run)
+		}
+	}
+	return nil
+}
+
+// publish prints the tables and writes the files.
+func (b *bench) publish() error {
+	if len(b.results.Runs) == 0 {
+		return nil
+	}
+	for _, g := range b.results.Groups() {
+		fmt.Fprintf(b.out, "\n%s", report.Text(g.Table(b.settings.CutoffS)))
+	}
+	fmt.Fprintf(b.out, "\n%d of the figures that must hold do not; all took %s\n", b.results.Failed(), time.Duration(b.results.TookS*float64(time.Second)).Round(time.Second))
+	if err := os.MkdirAll(filepath.Dir(b.json), 0o755); err != nil {
+		return fmt.Errorf("write results: %w", err)
+	}
+	return b.results.Write(b.json)
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"fairlead/e2e/bench/report"
+	"fairlead/e2e/lab"
+	"fairlead/e2e/load/workload"
+)
+
+const usage = `Bench measures Fairlead and kube-proxy side by side, on nodes made of network
+namespaces, against a real API server. It needs root, and half an hour for all.
+
+  make bench                                                  all, into docs/performance.md
+  make bench BENCH="--sizes 1000x10 --variants nft"           a part, printed alone
+  make bench BENCH="--subjects fairlead --samples 10 --curve=" quicker still
+
+Flags:
+`
+
+// options are the flags.
+type options struct {
+	fairlead, kubeProxy string
+	subjects, variants  []string
+	sizes, curve, loads []report.Size
+	settings            report.Settings
+	cutoff              time.Duration
+	mix                 workload.Mix
+	json, docs, work    string
+}
+
+// parse reads and checks the flags.
+func parse(args []string, out io.Writer) (*options, error) {
+	o := &options{settings: report.Settings{Mix: workload.DefaultMix().String(), Seed: 1}}
+	fs := pflag.NewFlagSet("bench", pflag.ContinueOnError)
+	fs.SortFlags = false
+	fs.StringVar(&o.fairlead, "fairlead", "bin/fairlead", "The agent.")
+	fs.StringVar(&o.kubeProxy, "kube-proxy", ".cache/bin/kube-proxy", "kube-proxy.")
+	fs.StringSliceVar(&o.subjects, "subjects", []string{"fairlead", "fairlead-compact", "kube-proxy"}, "What to measure. What this build has not is left out.")
+	fs.StringSliceVar(&o.variants, "variants", []string{"nft", "legacy"}, "Variants of iptables.")
+	sizes := fs.StringSlice("sizes", []string{"1000x10", "10000x10"}, "Services x endpoints at which all is measured.")
+	curve := fs.StringSlice("curve", []string{"100x10", "300x10", "3000x10"}, "Sizes at which first sync and one change are measured, for the plot.")
+	loads := fs.StringSlice("loads", []string{"5000x100"}, "Sizes at which only Fairlead's first sync and memory are measured.")
+	fs.IntVar(&o.settings.Samples, "samples", 30, "Changes of each kind that are measured one by one; a third of it on the curve.")
+	fs.IntVar(&o.settings.Connects, "connects", 2000, "Connects to each target.")
+	fs.IntVar(&o.settings.Changes, "changes", 1000, "Changes whose CPU time is measured.")
+	fs.Float64Var(&o.settings.Rate, "rate", 20, "How many of them in a second.")
+	fs.StringVar(&o.settings.Mix, "mix", o.settings.Mix, "Kinds of these changes, and how often each is.")
+	fs.Uint64Var(&o.settings.Seed, "seed", o.settings.Seed, "Other changes for every number.")
+	fs.DurationVar(&o.cutoff, "cutoff", time.Minute, "How long a first sync may take; five times that with --loads.")
+	fs.StringVar(&o.json, "json", "bin/bench.json", "Where the figures go.")
+	fs.StringVar(&o.docs, "docs", "", "Directory whose performance.md, .json and .svg are brought up to date.")
+	fs.StringVar(&o.work, "work", "", "Directory for logs, which stays; empty is a temporary one.")
+	fs.Usage = func() { fmt.Fprint(out, usage, fs.FlagUsages()) }
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if fs.NArg() > 0 {
+		return nil, fmt.Errorf("argument %q is not understood; all is in flags, see --help", fs.Arg(0))
+	}
+	for _, s := range []struct {
+		flag string
+		from []string
+		to   *[]report.Size
+	}{{"sizes", *sizes, &o.sizes}, {"curve", *curve, &o.curve}, {"loads", *loads, &o.loads}} {
+		var err error
+		if *s.to, err = parseSizes(s.flag, s.from); err != nil {
+			return nil, err
+		}
+	}
+	return o, o.check()
+}
+
+func (o *options) check() error {
+	o.settings.CutoffS = o.cutoff.Seconds()
+	var err error
+	if o.mix, err = workload.ParseMix(o.settings.Mix); err != nil {
+		return err
+	}
+	for _, v := range o.variants {
+		if !slices.Contains(lab.Variants(), lab.Variant(v)) {
+			return fmt.Errorf("--variants %q is none of %v", v, lab.Variants())
+		}
+	}
+	if o.settings.Samples < 1 || o.settings.Connects < 1 || o.settings.Changes < 1 || o.settings.Rate <= 0 || o.cutoff <= 0 {
+		return fmt.Errorf("--samples, --connects, --changes, --rate and --cutoff must be above 0")
+	}
+	return nil
+}
+
+// parseSizes reads sizes like 1000x10.
+func parseSizes(flag string, list []string) ([]report.Size, error) {
+	var out []report.Size
+	for _, s := range list {
+		services, endpoints, _ := strings.Cut(s, "x")
+		m, err1 := strconv.Atoi(services)
+		n, err2 := strconv.Atoi(endpoints)
+		if err1 != nil || err2 != nil || m < 2 || n < 1 {
+			return nil, fmt.Errorf("--%s %q is not a size; write it like 1000x10", flag, s)
+		}
+		out = append(out, report.Size{Services: m, Endpoints: n})
+	}
+	return out, nil
+}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package measure
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"fairlead/e2e/bench/probe"
+	"fairlead/e2e/bench/report"
+	"fairlead/e2e/load/workload"
+)
+
+// single is a Service that goes from few endpoints to one more and back.
+type single struct {
+	number    int
+	few, more []int
+	// without and with are how connects end without and with that endpoint.
+	without, with probe.Outcome
+	// calm is how many connects in a row have to end so until that shows that
+	// the endpoint is gone.
+	calm int
+}
+
+// edge refuses without an endpoint.
+func edge() single {
+	return single{number: edgeService, more: []int{edgeEndpoint}, without: probe.Refused, with: probe.Connected, calm: 1}
+}
+
+// pair has one endpoint that answers, and another one that refuses. A connect
+// finds either by chance; that 30 in a row do not find one that is there is
+// less likely than one in a thousand million.
+func pair() single {
+	return single{number: pairService, few: []int{stayEndpoint}, more: []int{stayEndpoint, leaveEndpoint},
+		without: probe.Connected, with: probe.Refused, calm: 30}
+}
+
+// awaited is a change, and what shows that it is in effect.
+type awaited struct {
+	workload.Change
+	want   probe.Outcome
+	streak int
+}
+
+func (s single) add() awaited { return awaited{s.change(s.few, s.more), s.with, 1} }
+
+func (s single) remove() awaited { return awaited{s.change(s.more, s.few), s.without, s.calm} }
+
+func (s single) change(from, to []int) workload.Change {
+	return workload.Change{
+		Kind:   workload.Scale,
+		Before: &workload.Service{Number: s.number, Endpoints: from},
+		After:  &workload.Service{Number: s.number, Endpoints: to},
+	}
+}
+
+// effectTime bounds how long a change may take to be in effect.
+const effectTime = 2 * time.Minute
+
+// change writes a change, while a client connects to the Service all the time,
+// and returns how long it took from the write, which began then, to the connect
+// that first shows the effect.
+func (r *Rig) change(ctx context.Context, n *node, a awaited) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, effectTime)
+	defer cancel()
+	type result struct {
+		at  time.Time
+		err error
+	}
+	seen := make(chan result, 1)
+	go func() {
+		at, err := n.client().Await(ctx, r.plan().At(a.Number()), a.want, a.streak)
+		seen <- result{at, err}
+	}()
+	start := time.Now()
+	if err := r.single(a.Number()).Apply(ctx, a.Change); err != nil {
+		cancel()
+		<-seen
+		return 0, err
+	}
+	got := <-seen
+	if got.err != nil {
+		return 0, fmt.Errorf("%s: %w", a.Change, got.err)
+	}
+	return got.at.Sub(start), nil
+}
+
+func (b *bench) change(ctx context.Context, a awaited) (time.Duration, error) {
+	running, cancel := b.proc.WhileRunning(ctx)
+	defer cancel()
+	return b.Rig.change(running, b.node, a)
+}
+
+// changes measures changes one by one.
+func (b *bench) changes(ctx context.Context) error {
+	b.Log("changes one by one")
+	var err error
+	if b.run.AddedMS, b.run.RemovedMS, err = b.cycle(ctx, edge(), b.Samples); err != nil || b.Extent < All {
+		return err
+	}
+	// Of these a few are enough: the kernel does the same as before.
+	_, b.run.LeftMS, err = b.cycle(ctx, pair(), (b.Samples+5)/6)
+	return err
+}
+
+// cycle adds and removes an endpoint n times.
+func (b *bench) cycle(ctx context.Context, s single, n int) (added, removed *report.Dist, err error) {
+	var add, remove []time.Duration
+	for range n {
+		for _, step := range []struct {
+			awaited
+			to *[]time.Duration
+		}{{s.add(), &add}, {s.remove(), &remove}} {
+			took, err := b.change(ctx, step.awaited)
+			if err != nil {
+				return nil, nil, err
+			}
+			*step.to = append(*step.to, took)
+			if err := rest(ctx, took); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	return report.NewDist(add, time.Millisecond), report.NewDist(remove, time.Millisecond), nil
+}
+
+// rest waits until a subject that was busy for some time is idle again: one that
+// rests after a sync for as long as that took, another one that has a minimal
+// time between two. The next change then comes at no particular time.
+func rest(ctx context.Context, busy time.Duration) error {
+	d := busy + busy/2 + 60*time.Millisecond + rand.N(10*time.Millisecond)
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package measure
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"fairlead/e2e/bench/floor"
+	"fairlead/e2e/bench/report"
+	"fairlead/e2e/bench/subject"
+	"fairlead/e2e/lab"
+)
+
+// recorded is what a subject fed to restore commands.
+type recorded struct {
+	firstSync, added, removed []floor.Restore
+}
+
+// floor measures the least that the subject's restore commands can take. The
+// subject runs on one node, where what it feeds them is recorded; then the bare
+// commands get the same on another one. It is nil if the subject does not
+// finish in time.
+func (r *Rig) floor(ctx context.Context, s subject.Subject, v lab.Variant, cfg Config) (*report.Floor, error) {
+	cfg.Log("floor")
+	dir, err := os.MkdirTemp(r.dir, "floor-")
+	if err != nil {
+		return nil, fmt.Errorf("make directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	rec, err := floor.NewRecorder(dir, v)
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{Rig: r, Config: cfg, subject: s, run: &report.Run{}}
+	texts, err := b.record(ctx, v, rec)
+	if err != nil || texts == nil {
+		return nil, err
+	}
+	return r.replay(ctx, v, texts, cfg)
+}
+
+// record runs the subject on a node of its own.
+func (b *bench) record(ctx context.Context, v lab.Variant, rec *floor.Recorder) (texts *recorded, err error) {
+	if b.node, err = b.newNode(ctx, v); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.removeNode(ctx, b.node)) }()
+	if err := b.firstSync(ctx, subject.Options{Path: rec.Bin}); err != nil {
+		return nil, err
+	}
+	defer b.proc.Kill()
+	if b.run.CutOff {
+		return nil, nil
+	}
+	texts = &recorded{}
+	if texts.firstSync, err = takeSettled(ctx, rec); err != nil || b.Extent < Curve {
+		return texts, err
+	}
+	for _, step := range []struct {
+		awaited
+		to *[]floor.Restore
+	}{{edge().add(), &texts.added}, {edge().remove(), &texts.removed}} {
+		if _, err := b.change(ctx, step.awaited); err != nil {
+			return nil, err
+		}
+		if *step.to, err = takeSettled(ctx, rec); err != nil {
+			return nil, err
+		}
+	}
+	return texts, nil
+}
+
+// takeSettled takes what was recorded once nothing more has come for a while.
+func takeSettled(ctx context.Context, rec *floor.Recorder) ([]floor.Restore, error) {
+	const calm = 700 * time.Millisecond
+	for since, last := time.Now(), -1; time.Since(since) < calm; {
+		n, err := rec.Count()
+		if err != nil {
+			return nil, err
+		}
+		if n != last {
+			since, last = time.Now(), n
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return rec.Take()
+}
+
+// maxReplays bounds how often one change is fed again.
+const maxReplays = 10
+
+// replay feeds what was recorded to bare commands on a new node.
+func (r *Rig) replay(ctx context.Context, v lab.Variant, texts *recorded, cfg Config) (f *report.Floor, err error) {
+	n, err := r.newNode(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.removeNode(ctx, n)) }()
+	took, err := floor.Replay(ctx, n.NS, texts.firstSync)
+	if err != nil {
+		return nil, err
+	}
+	f = &report.Floor{FirstSyncS: took.Seconds(), Restores: len(texts.firstSync)}
+	var added, removed []time.Duration
+	for range min(cfg.Samples, maxReplays) {
+		for _, step := range []struct {
+			texts []floor.Restore
+			to    *[]time.Duration
+		}{{texts.added, &added}, {texts.removed, &removed}} {
+			if len(step.texts) == 0 {
+				continue
+			}
+			took, err := floor.Replay(ctx, n.NS, step.texts)
+			if err != nil {
+				return nil, err
+			}
+			*step.to = append(*step.to, took)
+		}
+	}
+	f.AddedMS, f.RemovedMS = report.NewDist(added, time.Millisecond), report.NewDist(removed, time.Millisecond)
+	return f, nil
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package report
+
+import (
+	"fmt"
+	"math"
+	"strings"
+)
+
+// target is what must hold of a figure: it is at most the limit.
+type target struct {
+	size    Size
+	subject string
+	variant string // empty is each
+	key     string // of the row
+	// limit is NaN where there is nothing to compare with.
+	limit func(Group, *Run) float64
+}
+
+// The sizes that have targets.
+var (
+	small = Size{Services: 1000, Endpoints: 10}
+	large = Size{Services: 10000, Endpoints: 10}
+	wide  = Size{Services: 5000, Endpoints: 100}
+)
+
+const compact = "fairlead-compact"
+
+// targets are all that must hold.
+func targets() []target {
+	return []target{
+		{small, Product, "", keyFirstSync, constant(1.3)},
+		{small, Product, "", keyAdded, floorPlus(15)},
+
+		{large, Product, "nft", keyFirstSync, least(constant(12), floorTimes(1.3))},
+		{large, Product, "legacy", keyFirstSync, least(constant(6), floorTimes(1.3))},
+		{large, Product, "", keyAdded, floorPlus(15)},
+		// Where taking away rules is a deletion. The legacy variant writes its
+		// whole table.
+		{large, Product, "nft", keyRemoved, constant(60)},
+		{large, Product, "", keyLast, func(_ Group, r *Run) float64 {
+			return of(r.Connect, func(c *Connect) float64 { return c.NoRulesUS.P50 + 8 })
+		}},
+		{large, Product, "", keySynced, constant(150)},
+		{large, Product, "", keyChanged, constant(150)},
+		{large, Product, "nft", keyCPU, referenceTimes(1)},
+		{large, Product, "legacy", keyCPU, referenceTimes(0.5)},
+		{large, Product, "", keyReady, func(_ Group, r *Run) float64 {
+			return of(r.Restart, func(s *Restart) float64 { return 1.8*s.SaveS + 1 })
+		}},
+		{large, Product, "", keyWritten, constant(0)},
+		{large, compact, "nft", keyFirstSync, constant(5)},
+		{large, compact, "legacy", keyFirstSync, constant(2.5)},
+		{large, compact, "", keyAdded, floorPlus(15)},
+
+		{wide, Product, "", keySynced, constant(500)},
+	}
+}
+
+func constant(v float64) func(Group, *Run) float64 {
+	return func(Group, *Run) float64 { return v }
+}
+
+func least(limits ...func(Group, *Run) float64) func(Group, *Run) float64 {
+	return func(g Group, r *Run) float64 {
+		v := math.Inf(1)
+		for _, l := range limits {
+			v = min(v, l(g, r))
+		}
+		return v
+	}
+}
+
+// floorTimes is a multiple of the floor of a first sync.
+func floorTimes(n float64) func(Group, *Run) float64 {
+	return func(_ Group, r *Run) float64 {
+		return of(r.Floor, func(f *Floor) float64 { return n * f.FirstSyncS })
+	}
+}
+
+// floorPlus is the floor of an added endpoint and some milliseconds.
+func floorPlus(ms float64) func(Group, *Run) float64 {
+	return func(_ Group, r *Run) float64 {
+		return of(r.Floor, func(f *Floor) float64 { return f.AddedMS.at(50) + ms })
+	}
+}
+
+// referenceTimes is a multiple of the reference's CPU time.
+func referenceTimes(n float64) func(Group, *Run) float64 {
+	return func(g Group, _ *Run) float64 {
+		return of(g.find(Reference), func(r *Run) float64 {
+			return of(r.Churn, func(c *Churn) float64 { return n * c.CPUS })
+		})
+	}
+}
+
+// applies tells whether a target is for a run.
+func (t target) applies(r *Run) bool {
+	return t.size == r.Size && t.subject == r.Subject && (t.variant == "" || t.variant == r.Variant)
+}
+
+// verdict is what becomes of a target: "≤ 12.00 ok". Empty is for one that
+// cannot be judged, as what it compares with was not measured.
+func (t target) verdict(g Group, r *Run, row row) string {
+	limit, value := t.limit(g, r), row.value(r)
+	switch {
+	case math.IsNaN(limit), math.IsNaN(value) && !r.CutOff:
+		return ""
+	case value <= limit:
+		return fmt.Sprintf("≤ "+row.format+" ok", limit)
+	default: // also for what was cut off
+		return fmt.Sprintf("≤ "+row.format+" FAIL", limit)
+	}
+}
+
+// verdicts are those of a row, and of which subject unless it is the product.
+func (g Group) verdicts(row row) string {
+	var out []string
+	for _, t := range targets() {
+		r := g.find(t.subject)
+		if t.key != row.key || r == nil || !t.applies(r) {
+			continue
+		}
+		v := t.verdict(g, r, row)
+		if v != "" && t.subject != Product {
+			v = strings.TrimPrefix(t.subject, Product+"-") + " " + v
+		}
+		if v != "" {
+			out = append(out, v)
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// Failed is how many targets do not hold.
+func (r *Results) Failed() int {
+	n := 0
+	for _, g := range r.Groups() {
+		for _, row := range rows() {
+			n += strings.Count(g.verdicts(row), "FAIL")
+		}
+	}
+	return n
+}
