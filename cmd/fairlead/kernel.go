@@ -36,7 +36,7 @@ func probeNode(ctx context.Context, v ruleset.Variant) (*nodeKernel, error) {
 	}
 	if v == "" {
 		var err error
-		if v, err = ruleset.DetectVariant(ctx, ruleset.SystemExec{}); err != nil {
+		if v, err = ruleset.DetectVariant(ctx, ruleset.SystemHost()); err != nil {
 			return nil, err
 		}
 	}

@@ -149,8 +149,8 @@ func (c Commands) restore(ctx context.Context, x Exec, input []byte) error {
 	})
 }
 
-// save streams the rules of all tables to v.
-func (c Commands) save(ctx context.Context, x Exec, v visitor) error {
+// save streams the rules to v: those of all tables unless args say otherwise.
+func (c Commands) save(ctx context.Context, x Exec, v visitor, args ...string) error {
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
@@ -158,7 +158,7 @@ func (c Commands) save(ctx context.Context, x Exec, v visitor) error {
 		_, _ = io.Copy(io.Discard, r) // let the command finish
 		done <- err
 	}()
-	err := x.Run(ctx, Command{Name: c.Save, Stdout: w})
+	err := x.Run(ctx, Command{Name: c.Save, Args: args, Stdout: w})
 	w.Close()
 	if perr := <-done; err == nil {
 		err = perr

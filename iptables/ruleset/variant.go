@@ -69,20 +69,31 @@ func version(ctx context.Context, x Exec, name string) (Variant, error) {
 
 // DetectVariant finds out which variant this host uses: the one in which
 // kubelet has left its chains in the mangle table, else the one with more
-// rules, else what the iptables command in PATH is. It changes nothing, and
-// loads no kernel module.
-func DetectVariant(ctx context.Context, x Exec) (Variant, error) {
-	var nft, legacy usage
-	for _, base := range []string{baseName(false), baseName(true)} {
-		nft.read(ctx, x, base+"-nft-save")
-		legacy.read(ctx, x, base+"-legacy-save")
+// rules, else what the iptables command in PATH is. It changes nothing, makes
+// no table, and reads little more than it takes to decide.
+//
+// A variant whose save command for a family is absent, or whose rules cannot be
+// read, shows no use.
+func DetectVariant(ctx context.Context, h Host) (Variant, error) {
+	nft, legacy := nftUse(ctx, h), legacyUse(h)
+	if in := nft.kubelet(); in != legacy.kubelet(ctx) {
+		return pick(in), nil
 	}
-	switch {
-	case nft.kubelet != legacy.kubelet:
-		return pick(nft.kubelet), nil
-	case nft.rules != legacy.rules:
-		return pick(nft.rules > legacy.rules), nil
+	// Mostly one of the two has no rules, or few, and the other many.
+	for limit := 1000; ; limit *= 10 {
+		n := nft.count(limit)
+		l := legacy.count(ctx, n)
+		switch {
+		case n > limit && l >= n: // neither has been counted to the end
+		case n != l:
+			return pick(n > l), nil
+		default:
+			return variantInPath(ctx, h.Exec)
+		}
 	}
+}
+
+func variantInPath(ctx context.Context, x Exec) (Variant, error) {
 	v, err := version(ctx, x, "iptables")
 	if errors.Is(err, exec.ErrNotFound) {
 		return "", fmt.Errorf("iptables not found: %w", ErrNoCommand)
@@ -97,27 +108,5 @@ func pick(nft bool) Variant {
 	return Legacy
 }
 
-// usage is a visitor that sees how much a variant is used.
-type usage struct {
-	kubelet bool
-	rules   int
-}
-
-// read adds what a save command prints. A command that is absent, or that
-// cannot read the tables, shows no use. Without a table named, the legacy
-// command lists only tables that the kernel has already.
-func (u *usage) read(ctx context.Context, x Exec, save string) {
-	_ = Commands{Save: save}.save(ctx, x, u)
-}
-
-func (u *usage) unreadable(Table) error { return nil }
-
-func (u *usage) table(Table) {}
-
-func (u *usage) chain(k ChainKey, _ string) {
-	if k.Table == Mangle && (k.Name == "KUBE-IPTABLES-HINT" || k.Name == "KUBE-KUBELET-CANARY") {
-		u.kubelet = true
-	}
-}
-
-func (u *usage) rule(ChainKey, []byte) { u.rules++ }
+// kubeletChains are those that kubelet leaves in the mangle table.
+func kubeletChains() []string { return []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"} }
