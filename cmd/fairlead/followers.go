@@ -54,8 +54,6 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 		return nil
 	}
 	if d.Verify {
-		// A packet that was on its way while the rules changed may have begun a
-		// flow by the old ones after flows were looked at.
 		w.table.Recheck()
 	}
 	_, err := w.reconciler.Reconcile(ctx, w.table)
@@ -86,6 +84,8 @@ type healthChecks struct {
 	family   model.Family
 	services *health.NodePortServices
 	ports    *health.NodePorts
+	// addrs are those that the ports answer on.
+	addrs []netip.Addr
 }
 
 var _ proxier.Follower = (*healthChecks)(nil)
@@ -100,7 +100,7 @@ func newHealthChecks(f model.Family, state *health.State, warner proxier.Warner)
 			})
 		}
 	}
-	return &healthChecks{f, health.NewNodePortServices(), health.NewNodePorts(cfg)}
+	return &healthChecks{family: f, services: health.NewNodePortServices(), ports: health.NewNodePorts(cfg)}
 }
 
 // Follow implements proxier.Follower.
@@ -115,6 +115,9 @@ func (h *healthChecks) Follow(ctx context.Context, d proxier.Desired) error {
 			addrs = []netip.Addr{netip.IPv6Unspecified()}
 		}
 	}
-	h.ports.Sync(ctx, addrs, h.services.Wanted())
+	if h.services.Changed() || !slices.Equal(addrs, h.addrs) {
+		h.ports.Sync(ctx, addrs, h.services.Wanted())
+		h.addrs = addrs
+	}
 	return nil
 }

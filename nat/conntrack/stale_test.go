@@ -271,6 +271,35 @@ func TestDue(t *testing.T) {
 			},
 		},
 		{"looked at again", (*Table).Recheck, true},
+		{
+			name: "looked at a third time",
+			change: func(tab *Table) {
+				tab.Recheck()
+				tab.settled()
+				tab.Recheck()
+			},
+		},
+		{
+			name: "looked at again after other syncs",
+			change: func(tab *Table) {
+				tab.settled()
+				tab.settled()
+				tab.Recheck()
+			},
+			want: true,
+		},
+		{
+			name: "looked at again after another change",
+			change: func(tab *Table) {
+				tab.Recheck()
+				tab.settled()
+				tab.Set("dns", fronts(vip), aps(ep1))
+				tab.Recheck()
+				tab.settled()
+				tab.Recheck()
+			},
+			want: true,
+		},
 		{"adopted", func(tab *Table) { tab.Adopt(fronts("10.96.0.11:53")...) }, true},
 		{"adopted what there is", func(tab *Table) { tab.Adopt(fronts(vip)...) }, false},
 	} {

@@ -35,8 +35,10 @@ type Table struct {
 	nodeAddrs []netip.Addr
 	// gone are the frontends that were there when flows were last looked at.
 	gone map[Frontend]bool
-	// due is set if there can be flows to cut.
-	due bool
+	// due is set if there can be flows to cut since something has changed, and
+	// once while flows have been looked at no more than once since. Then recheck
+	// is set if they are to be looked at again.
+	due, once, recheck bool
 }
 
 // entry is what one owner has. It does not change.
@@ -157,17 +159,23 @@ func (t *Table) Adopt(frontends ...Frontend) {
 	}
 }
 
-// Recheck makes flows due to be looked at although nothing has changed: a packet
-// that was on its way while the rules changed may have begun a flow by the old
-// ones after flows were looked at.
-func (t *Table) Recheck() { t.due = true }
+// Recheck makes flows due to be looked at a second time since something has
+// changed: a packet that was on its way while the rules changed may have begun
+// a flow by the old ones after flows were looked at.
+func (t *Table) Recheck() { t.recheck = t.once }
 
 // Due tells whether there can be flows to cut.
-func (t *Table) Due() bool { return t.due && len(t.frontends)+len(t.gone) > 0 }
+func (t *Table) Due() bool { return (t.due || t.recheck) && len(t.frontends)+len(t.gone) > 0 }
 
 // settled notes that no flow is stale any more.
 func (t *Table) settled() {
-	t.due = false
+	switch {
+	case t.due:
+		t.once = true
+	case t.recheck:
+		t.once = false
+	}
+	t.due, t.recheck = false, false
 	clear(t.gone)
 }
 

@@ -4,6 +4,7 @@ package health
 
 import (
 	"net/netip"
+	"slices"
 
 	"fairlead/proxier/model"
 )
@@ -12,16 +13,18 @@ import (
 // holds those of one family and is for one goroutine at a time.
 type NodePortServices struct {
 	services map[model.ObjectKey]map[model.ServicePortName]*model.ServicePort
+	changed  bool
 }
 
 // NewNodePortServices returns NodePortServices of no Service.
 func NewNodePortServices() *NodePortServices {
-	return &NodePortServices{map[model.ObjectKey]map[model.ServicePortName]*model.ServicePort{}}
+	return &NodePortServices{services: map[model.ObjectKey]map[model.ServicePortName]*model.ServicePort{}}
 }
 
 // Set takes over one port of a Service as it is now; p is nil where it is gone.
 func (s *NodePortServices) Set(name model.ServicePortName, p *model.ServicePort) {
 	ports := s.services[name.Service]
+	s.changed = s.changed || !sameAnswer(ports[name], p)
 	if p == nil || p.HealthCheckNodePort == 0 {
 		delete(ports, name)
 		if len(ports) == 0 {
@@ -36,9 +39,22 @@ func (s *NodePortServices) Set(name model.ServicePortName, p *model.ServicePort)
 	ports[name] = p
 }
 
+// sameAnswer tells whether two states of a port, of which either may be nil,
+// make no difference to what is answered.
+func sameAnswer(a, b *model.ServicePort) bool {
+	if a == nil || b == nil {
+		return (a == nil || a.HealthCheckNodePort == 0) && (b == nil || b.HealthCheckNodePort == 0)
+	}
+	return a.HealthCheckNodePort == b.HealthCheckNodePort && slices.Equal(a.LocalReady, b.LocalReady)
+}
+
+// Changed tells whether Wanted may return something else than it did last.
+func (s *NodePortServices) Changed() bool { return s.changed }
+
 // Wanted returns what to hand to NodePorts.Sync. An endpoint counts once,
 // however many ports of the Service it has.
 func (s *NodePortServices) Wanted() map[uint16]NodePortService {
+	s.changed = false
 	out := make(map[uint16]NodePortService, len(s.services))
 	for service, ports := range s.services {
 		var number uint16

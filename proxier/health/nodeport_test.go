@@ -403,17 +403,24 @@ func TestNodePortServices(t *testing.T) {
 		name model.ServicePortName
 		port *model.ServicePort
 		want ports
+		same bool // as before, which is said before it is asked for
 	}{
-		{name(web, "http"), ready(30001, "10.0.0.1", "10.0.0.2"), ports{30001: {web, 2}}},
-		{name(web, "https"), ready(30001, "10.0.0.2", "10.0.0.3"), ports{30001: {web, 3}}},
-		{name(dns, "dns"), ready(30002), ports{30001: {web, 3}, 30002: {dns, 0}}},
-		{name(web, "http"), nil, ports{30001: {web, 2}, 30002: {dns, 0}}},
-		{name(dns, "dns"), ready(30001), ports{30001: {dns, 0}}},
-		{name(dns, "dns"), ready(0, "10.0.0.1"), ports{30001: {web, 2}}},
-		{name(web, "https"), nil, ports{}},
-		{name(web, "none"), nil, ports{}},
+		{name: name(web, "http"), want: ports{}, same: true},
+		{name: name(web, "http"), port: ready(0, "10.0.0.1"), want: ports{}, same: true},
+		{name: name(web, "http"), port: ready(30001, "10.0.0.1", "10.0.0.2"), want: ports{30001: {web, 2}}},
+		{name: name(web, "http"), port: ready(30001, "10.0.0.1", "10.0.0.2"), want: ports{30001: {web, 2}}, same: true},
+		{name: name(web, "https"), port: ready(30001, "10.0.0.2", "10.0.0.3"), want: ports{30001: {web, 3}}},
+		{name: name(dns, "dns"), port: ready(30002), want: ports{30001: {web, 3}, 30002: {dns, 0}}},
+		{name: name(web, "http"), want: ports{30001: {web, 2}, 30002: {dns, 0}}},
+		{name: name(dns, "dns"), port: ready(30001), want: ports{30001: {dns, 0}}},
+		{name: name(dns, "dns"), port: ready(0, "10.0.0.1"), want: ports{30001: {web, 2}}},
+		{name: name(web, "https"), want: ports{}},
+		{name: name(web, "none"), want: ports{}, same: true},
 	} {
 		s.Set(step.name, step.port)
+		if s.Changed() == step.same {
+			t.Errorf("step %d: got changed %t", i, s.Changed())
+		}
 		if diff := cmp.Diff(step.want, s.Wanted()); diff != "" {
 			t.Errorf("step %d: -want +got:\n%s", i, diff)
 		}
