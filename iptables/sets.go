@@ -38,7 +38,8 @@ func ProbeSets(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, se
 		return err
 	}
 	defer func() { err = errors.Join(err, sets.Destroy(name)) }()
-	text := fmt.Sprintf("*nat\n:%s - [0:0]\n-A %[1]s %s-j %s\nCOMMIT\n", name, inSet(name), addToSet(name, time.Second))
+	// The legacy command reads the whole table, and nat is the large one.
+	text := fmt.Sprintf("*filter\n:%s - [0:0]\n-A %[1]s %s-j %s\nCOMMIT\n", name, inSet(name), addToSet(name, time.Second))
 	return exec.Run(ctx, ruleset.Command{
 		Name: cmds.Restore, Args: []string{"-w", "30", "--test", "-n"}, Stdin: strings.NewReader(text),
 	})
