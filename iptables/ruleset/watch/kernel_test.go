@@ -403,7 +403,9 @@ func TestKernelLost(t *testing.T) {
 				k.foreign(test.foreign)
 			}
 			if test.ours {
-				w.receive()
+				if err := w.receive(); err != nil {
+					t.Fatal(err)
+				}
 				if !w.window.lost {
 					t.Fatal("nothing was lost")
 				}

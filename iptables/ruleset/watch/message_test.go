@@ -135,6 +135,21 @@ func TestCutMessages(t *testing.T) {
 	}
 }
 
+// TestBadSizes: a size that cannot be leads nowhere.
+func TestBadSizes(t *testing.T) {
+	for _, size := range []uint32{0, 1, headerSize - 1, headerSize, 1 << 16, 1 << 31, 1<<32 - 1} {
+		b := ruleMsg(unix.NFT_MSG_NEWRULE, "nat", "X", "")
+		binary.NativeEndian.PutUint32(b, size)
+		var err error
+		for m := range messages(b) {
+			err = m.err
+		}
+		if err == nil {
+			t.Errorf("a message of %d bytes passes for one of %d", len(b), size)
+		}
+	}
+}
+
 // TestMalformedRules: a rule that cannot be read is not one that leads nowhere.
 func TestMalformedRules(t *testing.T) {
 	immediate := func(data ...[]byte) []byte {

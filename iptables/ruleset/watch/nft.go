@@ -85,7 +85,8 @@ type commits struct {
 }
 
 // NewNFT listens to the nf_tables of the calling thread's network namespace. It
-// needs CAP_NET_ADMIN. Run frees what it has opened.
+// needs CAP_NET_ADMIN. Run frees what it has opened. When it is called does not
+// matter: until Listed, Take says that everything must be read.
 func NewNFT(cfg Config) (*NFT, error) {
 	s, err := openSocket(receiveBuffer)
 	if err != nil {
@@ -120,8 +121,11 @@ func (w *NFT) Run(ctx context.Context) error {
 			return fmt.Errorf("wait for notifications of nf_tables: %w", err)
 		}
 		w.mu.Lock()
-		w.receive()
+		err = w.receive()
 		w.mu.Unlock()
+		if err != nil {
+			return err
+		}
 	}
 }
 
@@ -141,7 +145,7 @@ func (w *NFT) Wake() <-chan struct{} { return w.found.wake }
 func (w *NFT) Take() ruleset.Suspects {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.receive()
+	_ = w.receive() // Run returns the error
 	s := w.found.take()
 	if w.closed {
 		s = ruleset.Suspects{All: true}
@@ -160,7 +164,7 @@ func (w *NFT) Listed(d time.Duration) {
 func (w *NFT) Begin() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.receive()
+	_ = w.receive() // Run returns the error
 	w.window = &window{first: w.gen, by: map[uint32]*commits{}}
 }
 
@@ -168,18 +172,16 @@ func (w *NFT) Begin() {
 func (w *NFT) End(c ruleset.Committed) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.receive()
+	_ = w.receive() // Run returns the error
 	win := w.window
 	w.window = nil
 	if win == nil {
 		return
 	}
 	if win.lost {
-		if gen, err := w.source.Generation(); err == nil && c.OK && gen-win.first == uint32(c.Sections) {
-			w.gen = gen
-			return
+		if !c.OK || w.gen-win.first != uint32(c.Sections) {
+			w.found.reread(restSoon)
 		}
-		w.found.reread(restSoon)
 		return
 	}
 	own := win.sender(c)
@@ -209,24 +211,30 @@ func (win *window) sender(c ruleset.Committed) *uint32 {
 	return nil
 }
 
-// receive takes in all notifications that are there.
-func (w *NFT) receive() {
-	if w.closed {
-		return
-	}
+// receive takes in all notifications that are there. An error means that there
+// will be no more.
+func (w *NFT) receive() error {
 	// What comes while we ask for the generation is received before the caller
 	// goes on, unless there is no end to it.
-	for range 3 {
-		if err := w.source.Receive(w.datagram); err == nil {
-			return
+	for try := 0; !w.closed && try < 3; try++ {
+		err := w.source.Receive(w.datagram)
+		if err == nil {
+			return nil
 		}
 		w.lose()
-		if gen, err := w.source.Generation(); err == nil {
-			// What we have of a commit belongs to one up to this: the kernel
-			// raises the generation before it sends messages.
-			w.gen, w.open = gen, touched{}
+		if !errors.Is(err, errLost) {
+			return err
 		}
+		gen, err := w.source.Generation()
+		if err != nil {
+			w.found.reread(restSoon)
+			return err
+		}
+		// What we have of a commit belongs to one up to this: the kernel raises
+		// the generation before it sends messages.
+		w.gen, w.open = gen, touched{}
 	}
+	return nil
 }
 
 // lose says that messages have been lost.

@@ -4,6 +4,7 @@ package watch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -23,6 +24,8 @@ type fakeSource struct {
 	gen    uint32
 	queue  [][]byte
 	lost   bool
+	broken error
+	mute   error
 	wait   chan struct{}
 	closed bool
 }
@@ -39,10 +42,10 @@ func (f *fakeSource) Receive(use func([]byte)) error {
 		f.lost = false
 		return errLost
 	}
-	return nil
+	return f.broken
 }
 
-func (f *fakeSource) Generation() (uint32, error) { return f.gen, nil }
+func (f *fakeSource) Generation() (uint32, error) { return f.gen, f.mute }
 
 func (f *fakeSource) Stop() { close(f.wait) }
 
@@ -125,6 +128,8 @@ func TestSuspects(t *testing.T) {
 		{"foreign chain", [][]byte{rule("nat/X"), rule("nat/X>Y"), chainMsg(unix.NFT_MSG_NEWCHAIN, created, "nat", "X"), chainMsg(unix.NFT_MSG_DELCHAIN, 0, "nat", "X")}, ""},
 		{"foreign chain that leads to ours", [][]byte{rule("nat/X>KUBE-A")}, "nat/X"},
 		{"foreign chain that did", [][]byte{ruleMsg(unix.NFT_MSG_DELRULE, "filter", "X", "KUBE-A")}, "filter/X"},
+		{"foreign chain that may lead to ours", [][]byte{msg(unix.NFT_MSG_NEWRULE, unix.NFPROTO_IPV4, 0,
+			attrText(unix.NFTA_RULE_TABLE, "nat"), attrText(unix.NFTA_RULE_CHAIN, "X"), attr(unix.NFTA_RULE_EXPRESSIONS, []byte{9, 9}))}, "nat/X"},
 		{"chain of ours", [][]byte{chainMsg(unix.NFT_MSG_NEWCHAIN, created, "nat", "KUBE-A"), chainMsg(unix.NFT_MSG_DELCHAIN, 0, "nat", "KUBE-B")}, "nat/KUBE-A nat/KUBE-B"},
 		{"chain renamed", [][]byte{chainMsg(unix.NFT_MSG_NEWCHAIN, 0, "nat", "X")}, "all"},
 		{"policy", [][]byte{chainMsg(unix.NFT_MSG_NEWCHAIN, 0, "filter", "INPUT")}, "filter/INPUT"},
@@ -135,6 +140,7 @@ func TestSuspects(t *testing.T) {
 		{"set", [][]byte{msg(unix.NFT_MSG_NEWSETELEM, unix.NFPROTO_IPV4, 0, attrText(1, "nat"), attrText(2, "KUBE-A"))}, ""},
 		{"too many chains", many, "all"},
 		{"malformed", [][]byte{long}, "all"},
+		{"generation without a number", [][]byte{msg(unix.NFT_MSG_NEWGEN, 0, 0)}, "all"},
 		{"half a header", [][]byte{{1, 2, 3}}, "all"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -175,6 +181,7 @@ func TestWindow(t *testing.T) {
 		{"nothing", func(*fakeSource) {}, ok(0, 0), ""},
 		{"ours", func(f *fakeSource) { f.commit(1, ours) }, ok(1, 0), ""},
 		{"ours, of two sections", func(f *fakeSource) { f.commit(1, ours); f.commit(1, rule("filter/KUBE-A")) }, ok(2, 0), ""},
+		{"ours, and a section that makes a table", func(f *fakeSource) { f.commit(1, tableMsg(unix.NFT_MSG_NEWTABLE, "filter")); f.commit(1, ours) }, ok(2, 0), ""},
 		{"theirs as well", func(f *fakeSource) { f.commit(1, ours); f.commit(2, theirs) }, ok(1, 0), both},
 		{"theirs as well, and ours is known", func(f *fakeSource) { f.commit(2, theirs); f.commit(1, ours) }, ok(1, 1), "nat/KUBE-B"},
 		{"theirs between our sections", func(f *fakeSource) { f.commit(1, ours); f.commit(2, theirs); f.commit(1, ours) }, ok(2, 0), "nat/KUBE-B"},
@@ -187,6 +194,7 @@ func TestWindow(t *testing.T) {
 		{"lost, ours", func(f *fakeSource) { f.gen += 2; f.lost = true }, ok(2, 1), ""},
 		{"lost, theirs as well", func(f *fakeSource) { f.gen += 3; f.lost = true }, ok(2, 1), "all"},
 		{"lost, ours failed", func(f *fakeSource) { f.gen += 2; f.lost = true }, ruleset.Committed{Sections: 2}, "all"},
+		{"lost, and the generation is not known", func(f *fakeSource) { f.gen += 2; f.lost, f.mute = true, errors.New("mute") }, ok(0, 1), "all"},
 		{"gap in generations", func(f *fakeSource) { f.commit(1, ours); f.gen++; f.commit(1, ours) }, ok(2, 1), "all"},
 		{"gap, but all ours", func(f *fakeSource) { f.gen++; f.commit(1, ours) }, ok(2, 1), ""},
 	} {
@@ -203,6 +211,20 @@ func TestWindow(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestManyCommits: the chains that nobody takes are bounded.
+func TestManyCommits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, f := listedNFT(t)
+		time.Sleep(restSoon * time.Second)
+		for i := range maxChains + 1 {
+			f.commit(1, rule(fmt.Sprintf("nat/KUBE-%d", i)))
+		}
+		if got := w.Take(); !got.All || len(got.Chains) > 0 {
+			t.Errorf("Take() = All: %t and %d chains, want All", got.All, len(got.Chains))
+		}
+	})
 }
 
 // TestCommitAtEdge: a commit of others that is being announced at Begin or End
@@ -263,7 +285,9 @@ func TestLostWhileListing(t *testing.T) {
 		w, f := listedNFT(t)
 		w.Take()
 		f.commit(1, tableMsg(unix.NFT_MSG_DELTABLE, "nat"))
-		w.receive()
+		if err := w.receive(); err != nil {
+			t.Fatal(err)
+		}
 		w.Listed(2 * time.Second)
 		if got := suspects(w.Take()); got != "" {
 			t.Errorf("at once Take() = %q, want nothing", got)
@@ -297,6 +321,20 @@ func TestRun(t *testing.T) {
 			t.Errorf("after Run() Take() = %q, want all", got)
 		}
 	})
+}
+
+// TestBroken: when nothing can be received any more, Run does not try for ever,
+// and nothing is taken for unchanged.
+func TestBroken(t *testing.T) {
+	w, f := listedNFT(t)
+	f.broken = errors.New("broken")
+	go func() { f.wait <- struct{}{} }()
+	if err := w.Run(t.Context()); !errors.Is(err, f.broken) {
+		t.Errorf("Run() = %v, want %v", err, f.broken)
+	}
+	if got := suspects(w.Take()); got != "all" || !f.closed {
+		t.Errorf("Take() = %q, closed = %t, want all", got, f.closed)
+	}
 }
 
 // BenchmarkReceive is the cost of one rule in a commit of ours, whose messages
