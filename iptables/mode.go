@@ -92,17 +92,19 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 		}
 		m.started = true
 	}
-	changed := m.checkSets(d)
+	changed := map[model.ServicePortName]bool{}
+	for _, name := range append(m.checkSets(d), d.Changed...) {
+		changed[name] = true
+	}
 	if affected := m.affected(m.stageNode(d, staged, roots), d); affected != nil {
 		for p := range d.Snapshot.All() {
-			if affected(p) {
-				changed = append(changed, p.Name)
-			}
+			changed[p.Name] = changed[p.Name] || affected(p)
 		}
 	}
-	changed = append(changed, d.Changed...)
-	for _, name := range changed {
-		m.stagePort(name, d.Snapshot.Get(name), staged)
+	for name, is := range changed {
+		if is {
+			m.stagePort(name, d.Snapshot.Get(name), staged)
+		}
 	}
 	m.portals.stage(staged, roots, func(root ruleset.ChainKey) []ruleset.Rule {
 		if root == natServices {

@@ -26,8 +26,9 @@ type sharedRules struct {
 	rules []ruleset.Rule
 }
 
-// portText collects the rules of a port. All their text is one string in the
-// end, as there are many rules and they come and go together.
+// portText collects the rules of a port. The text of its chains is one string in
+// the end, as there are many rules and they come and go together. Shared rules,
+// which may stay when these go, are strings of their own.
 type portText struct {
 	buf    []byte
 	names  []string
@@ -36,12 +37,8 @@ type portText struct {
 	rules  []rulePlace
 }
 
-// rulePlace is a rule in the text.
-type rulePlace struct {
-	from, to int
-	// chain is an index of names, or less than 0: ^chain is one of shared.
-	chain int
-}
+// rulePlace is a rule of a chain, an index of names, in the text.
+type rulePlace struct{ from, to, chain int }
 
 // has tells whether a chain has been added.
 func (t *portText) has(chain string) bool {
@@ -56,11 +53,16 @@ func (t *portText) add(chain string, s spec) {
 		i = len(t.names)
 		t.names, t.index[chain] = append(t.names, chain), i
 	}
-	t.append(s, i)
+	from := len(t.buf)
+	t.buf = s.append(t.buf)
+	t.rules = append(t.rules, rulePlace{from, len(t.buf), i})
 }
 
 // share adds a rule to the shared chains.
-func (t *portText) share(in portal, k dispatch.Key, s spec) { t.append(s, ^t.hold(in, k)) }
+func (t *portText) share(in portal, k dispatch.Key, s spec) {
+	i := t.hold(in, k)
+	t.shared[i].rules = append(t.shared[i].rules, s.rule())
+}
 
 // hold keeps a place in the shared chains, with or without rules. It returns
 // the index of the place.
@@ -74,45 +76,23 @@ func (t *portText) hold(in portal, k dispatch.Key) int {
 	return len(t.shared) - 1
 }
 
-func (t *portText) append(s spec, chain int) {
-	from := len(t.buf)
-	t.buf = s.append(t.buf)
-	t.rules = append(t.rules, rulePlace{from, len(t.buf), chain})
-}
-
 // portRules returns what has been added; the chains belong to unit, and those
 // that are patient may be so.
 func (t *portText) portRules(unit string, patient map[string]bool) portRules {
 	text := string(t.buf)
 	out := portRules{names: t.names, chains: make([]ruleset.Chain, len(t.names)), shared: t.shared}
-	count := make([]int, len(t.names)+len(t.shared))
-	at := func(r rulePlace) *int {
-		if r.chain < 0 {
-			return &count[len(t.names)+^r.chain]
-		}
-		return &count[r.chain]
-	}
+	count := make([]int, len(t.names))
 	for _, r := range t.rules {
-		*at(r)++
+		count[r.chain]++
 	}
 	all := make([]ruleset.Rule, len(t.rules))
-	room := func(n int) (part []ruleset.Rule) {
-		part, all = all[:0:n], all[n:]
-		return part
-	}
 	for i, name := range t.names {
-		out.chains[i] = ruleset.Chain{Unit: unit, Patient: patient[name], Rules: room(count[i])}
-	}
-	for i := range t.shared {
-		out.shared[i].rules = room(count[len(t.names)+i])
+		out.chains[i] = ruleset.Chain{Unit: unit, Patient: patient[name], Rules: all[:0:count[i]]}
+		all = all[count[i]:]
 	}
 	for _, r := range t.rules {
-		rule := ruleset.Rule(text[r.from:r.to])
-		if r.chain < 0 {
-			out.shared[^r.chain].rules = append(out.shared[^r.chain].rules, rule)
-		} else {
-			out.chains[r.chain].Rules = append(out.chains[r.chain].Rules, rule)
-		}
+		c := &out.chains[r.chain]
+		c.Rules = append(c.Rules, ruleset.Rule(text[r.from:r.to]))
 	}
 	return out
 }
