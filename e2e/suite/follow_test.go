@@ -55,7 +55,7 @@ func newTraced(t *testing.T, topo *topology, sc scenario, sets bool) traced {
 				t.Fatal(err)
 			}
 			at := nodeFamily{n.Label, f}
-			r.tracers[at] = trace.New(d, n.Addr(f), bridgeAddr(n, f))
+			r.tracers[at] = trace.New(d, addrs(n, f)...)
 			if sc.asks(toHealthCheck) {
 				r.checks[at] = ownLoopback(len(r.checks) + 1)
 				serveHealth(t, r.checks[at], ports)
@@ -238,7 +238,7 @@ func (r traced) source(from string, to netip.Addr, f model.Family) netip.Addr {
 	if to.IsLoopback() {
 		return to
 	}
-	if n := r.node(from); n != nil && to == bridgeAddr(n, f) {
+	if n := r.node(from); n != nil && slices.Contains(addrs(n, f), to) {
 		return to
 	}
 	return r.topo.hosts[from].Addr(f)
@@ -271,11 +271,10 @@ func (r traced) path(c cell, to netip.Addr) []string {
 	return out
 }
 
-// owner returns the node that has an address on the outside network or towards
-// its pods, empty if none has.
+// owner returns the node that has an address, empty if none has.
 func (r traced) owner(a netip.Addr) string {
 	for _, n := range r.topo.lab.Nodes {
-		if f := model.FamilyOf(a); a == n.Addr(f) || a == bridgeAddr(n, f) {
+		if slices.Contains(addrs(n, model.FamilyOf(a)), a) {
 			return n.Label
 		}
 	}

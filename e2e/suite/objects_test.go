@@ -76,10 +76,15 @@ func nodePorts(s *corev1.Service) {
 	}
 }
 
-func loadBalanced(s *corev1.Service) {
+func loadBalanced(s *corev1.Service) { balancedAt(webHost, s) }
+
+// held is loadBalanced, by an address that a node has itself.
+func held(s *corev1.Service) { balancedAt(heldHost, s) }
+
+func balancedAt(host int, s *corev1.Service) {
 	nodePorts(s)
 	s.Spec.Type = corev1.ServiceTypeLoadBalancer
-	for _, ip := range both(publicAddr, webHost) {
+	for _, ip := range both(publicAddr, host) {
 		s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip})
 	}
 }

@@ -36,6 +36,7 @@ type target string
 const (
 	toClusterIP         target = "clusterIP"
 	toLoadBalancer      target = "loadBalancer"
+	toHeld              target = "loadBalancer on node-1"
 	toExternalIP        target = "externalIP"
 	toNodeIP            target = "node-1" // as an external IP, on the Service's port
 	toOtherClusterIP    target = "clusterIP, other port"
@@ -98,6 +99,8 @@ func (p place) addr(topo *topology, f model.Family) netip.AddrPort {
 		return netip.AddrPortFrom(clusterAddr(f, webHost), otherPort)
 	case toLoadBalancer:
 		return netip.AddrPortFrom(publicAddr(f, webHost), servicePort)
+	case toHeld:
+		return netip.AddrPortFrom(publicAddr(f, heldHost), servicePort)
 	case toOtherLoadBalancer:
 		return netip.AddrPortFrom(publicAddr(f, webHost), otherPort)
 	case toExternalIP:

@@ -20,6 +20,9 @@ var (
 	toAll      = []target{toClusterIP, toNodePort, toLoadBalancer, toExternalIP}
 )
 
+// aroundHeld are those who reach the address that node-1 has.
+var aroundHeld = []string{"node-1-pod-3", "node-1", "client"}
+
 // scenarios are the suite.
 var scenarios = slices.Concat(inside, policies, ports, balancers, filtered, publicOnes, topologies)
 
@@ -194,6 +197,12 @@ var balancers = []scenario{
 		to:       toHealthy,
 	},
 	{
+		name:     "load-balancer-on-a-node",
+		services: []service{web(at(local, remote), held)},
+		to:       []target{toHeld},
+		from:     aroundHeld,
+	},
+	{
 		name:     "load-balancer-without-node-ports",
 		services: []service{web(at(local, remote), loadBalanced, withoutNodePorts)},
 		to:       []target{toClusterIP, toLoadBalancer},
@@ -226,6 +235,18 @@ var filtered = []scenario{
 		name:     "source-ranges-with-nodes",
 		services: []service{web(at(local, remote), loadBalanced, sourceRanges("192.0.2.8/29", "2001:db8::10/124"))},
 		to:       toBalancer,
+	},
+	{
+		name:     "source-ranges-with-the-node-that-has-the-address",
+		services: []service{web(at(local, remote), held, sourceRanges("192.0.2.8/29", "2001:db8::10/124"))},
+		to:       []target{toHeld},
+		from:     aroundHeld,
+	},
+	{
+		name:     "source-ranges-without-the-node-that-has-the-address",
+		services: []service{web(at(local, remote), held, sourceRanges("192.0.2.100/32", "2001:db8::100/128"))},
+		to:       []target{toHeld},
+		from:     aroundHeld,
 	},
 	{
 		name:     "source-ranges-with-pods",
@@ -281,6 +302,11 @@ var publicOnes = []scenario{
 	{
 		name:     "external-ip-of-node",
 		services: []service{web(at(local, remote), externalIPs(servicePort, "192.0.2.11", "2001:db8::11"))},
+		to:       []target{toClusterIP, toNodeIP},
+	},
+	{
+		name:     "external-ip-of-node-no-endpoints",
+		services: []service{web(nil, externalIPs(servicePort, "192.0.2.11", "2001:db8::11"))},
 		to:       []target{toClusterIP, toNodeIP},
 	},
 	{

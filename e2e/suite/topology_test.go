@@ -40,6 +40,7 @@ const (
 	markerHost = 30
 	idleHost   = 40 // and the next
 	publicHost = 20 // an external IP; load balancers have that of their Service
+	heldHost   = 21 // a load balancer's, which node-1 has itself
 )
 
 // clusterAddr is the cluster IP of that number, publicAddr an address outside
@@ -117,12 +118,16 @@ func (topo *topology) furnish(ctx context.Context) error {
 			return err
 		}
 	}
-	var addrs []netip.Addr
+	var away []netip.Addr
 	for _, f := range model.Families() {
-		addrs = append(addrs, clusterAddr(f, webHost), publicAddr(f, webHost), publicAddr(f, publicHost),
+		held := publicAddr(f, heldHost)
+		if err := topo.hosts["node-1"].AddAddr("cni0", netip.PrefixFrom(held, held.BitLen())); err != nil {
+			return err
+		}
+		away = append(away, clusterAddr(f, webHost), publicAddr(f, webHost), publicAddr(f, publicHost),
 			clusterAddr(f, markerHost), clusterAddr(f, idleHost), clusterAddr(f, idleHost+1))
 	}
-	return topo.lab.AddOutside(ctx, outside, addrs, servicePort, otherPort)
+	return topo.lab.AddOutside(ctx, outside, away, servicePort, otherPort)
 }
 
 func (topo *topology) furnishNode(ctx context.Context, n *lab.Node) error {
@@ -147,6 +152,15 @@ func (topo *topology) furnishNode(ctx context.Context, n *lab.Node) error {
 
 // bridgeAddr is the node's address towards its pods.
 func bridgeAddr(n *lab.Node, f model.Family) netip.Addr { return n.PodCIDR(f).Addr().Next() }
+
+// addrs are the addresses that a node has, those of loopback apart.
+func addrs(n *lab.Node, f model.Family) []netip.Addr {
+	out := []netip.Addr{n.Addr(f), bridgeAddr(n, f)}
+	if n.Label == "node-1" {
+		out = append(out, publicAddr(f, heldHost))
+	}
+	return out
+}
 
 // name returns an address in symbolic terms.
 func (topo *topology) name(a netip.Addr) string {
