@@ -22,9 +22,9 @@ func cleanupCommand() *cobra.Command {
 		Use:   "cleanup",
 		Short: "Remove the rules that Fairlead or kube-proxy has left",
 		Long: `Remove the chains and jumps of Fairlead and of kube-proxy's iptables mode from
-this node, of both families and in both variants of iptables, and the sets of
-clients that session affinity has made. Rules of others stay as they are, and so
-does a chain that rules of others lead to.
+this node, of both families and in both variants of iptables, the sets of clients
+that session affinity has made, and the tables of kube-proxy's nftables mode. Rules
+of others stay as they are, and so does a chain that rules of others lead to.
 
 Connections to Services stop working. Stop the agent first, or it will write
 its rules again.`,
@@ -60,6 +60,9 @@ func cleanup(ctx context.Context, cmd *cobra.Command) error {
 				errs = append(errs, fmt.Errorf("clean up %s, %s variant: %w", f, v, err))
 			}
 		}
+	}
+	for _, f := range model.Families() {
+		errs = append(errs, removeNftables(ctx, f))
 	}
 	for _, f := range model.Families() { // which no rule of ours names any more
 		if err := iptables.CleanSets(ctx, ipset.New(f == model.IPv6)); err != nil {

@@ -8,8 +8,11 @@ import (
 	"net/netip"
 	"slices"
 
+	"k8s.io/klog/v2"
+
 	"fairlead/iptables"
 	"fairlead/nat/conntrack"
+	"fairlead/nat/nft"
 	"fairlead/nat/sysctl"
 	"fairlead/proxier"
 	"fairlead/proxier/health"
@@ -57,6 +60,32 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 		w.table.Recheck()
 	}
 	_, err := w.reconciler.Reconcile(ctx, w.table)
+	return err
+}
+
+// leftovers removes what kube-proxy's nftables mode has left in one family. Its
+// rules decide before ours, and follow no change any more.
+type leftovers struct {
+	family model.Family
+	done   bool
+}
+
+var _ proxier.Follower = (*leftovers)(nil)
+
+// Follow implements proxier.Follower.
+func (l *leftovers) Follow(ctx context.Context, d proxier.Desired) error {
+	if l.done || !d.Prune {
+		return nil
+	}
+	l.done = true
+	return removeNftables(ctx, l.family)
+}
+
+func removeNftables(ctx context.Context, f model.Family) error {
+	deleted, err := nft.Delete(f, nft.KubeProxy)
+	if deleted {
+		klog.FromContext(ctx).Info("Removed the rules of kube-proxy's nftables mode", "ipFamily", f)
+	}
 	return err
 }
 

@@ -69,7 +69,7 @@ func run(ctx context.Context, cfg *config) error {
 		checks := newHealthChecks(f, state, warner)
 		g.Go(func() error { return checks.ports.Run(ctx) })
 		mode := newMode(ctx, cfg, node, settings, f, modeMetrics)
-		followers := []proxier.Follower{newFlows(f, mode, flowMetrics), checks}
+		followers := []proxier.Follower{&leftovers{family: f}, newFlows(f, mode, flowMetrics), checks}
 		if f == model.IPv4 && cfg.localhostNodePorts {
 			followers = append(followers, &localnet{settings: settings})
 		}

@@ -65,7 +65,7 @@ var rules = []rule{
 	{name: "nat is rules, and nothing else of ours",
 		in: []string{"nat"}, ours: []string{"iptables/ruleset"}},
 	{name: "what follows the rules knows the model, and nothing else of ours",
-		in: []string{"nat/conntrack", "nat/sysctl"}, ours: []string{"proxier/model"}},
+		in: []string{"nat/conntrack", "nat/nft", "nat/sysctl"}, ours: []string{"proxier/model"}},
 	{name: "nat/ipset knows sets, and nothing else of ours",
 		in: []string{"nat/ipset/..."}, ours: []string{"nat/ipset/..."}},
 	{name: "dispatch stands on the model and the words of the engine",
