@@ -5,8 +5,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -25,6 +25,7 @@ type rollout struct {
 	pods    []*lab.NS
 	// draining is the pod that terminates, nil while there is none.
 	draining *lab.NS
+	crowd    *crowd // who uses it
 }
 
 // write writes the Service's objects, and waits until they are in effect.
@@ -49,7 +50,7 @@ func (r *rollout) write(ctx context.Context) {
 
 // replace replaces the oldest pod as a rolling update does: a new one becomes
 // ready, the old one terminates while it serves on, it leaves the slices, and
-// then it ends.
+// then, when it has served the connections that it has, it ends.
 func (r *rollout) replace(ctx context.Context) {
 	r.t.Helper()
 	fresh, err := r.l.Nodes[0].AddPod(ctx)
@@ -64,6 +65,7 @@ func (r *rollout) replace(ctx context.Context) {
 	r.write(ctx)
 	r.draining = nil
 	r.write(ctx)
+	r.crowd.settle()
 	for _, s := range r.servers[old] {
 		if err := s.Close(); err != nil {
 			r.t.Error(err)
@@ -83,38 +85,66 @@ func (r *rollout) serve(ctx context.Context, pod *lab.NS) {
 	}
 }
 
-// load sends requests from a pod and from the node, in both families, a number
-// at a time, until stop is called, which returns how many were made and what
-// went wrong first with how many.
-func load(ctx context.Context, from []*lab.NS, atATime int) (stop func() (made, failed int64, first string)) {
-	var made, failed atomic.Int64
-	var first atomic.Value
-	var wg sync.WaitGroup
-	done := make(chan struct{})
-	for i := range atATime {
+// crowd is clients that send requests all the time.
+type crowd struct {
+	made, failed int
+	first        string // what went wrong first
+
+	mu   sync.Mutex
+	wg   sync.WaitGroup
+	done bool
+	// turns are how many requests each has made, and turned tells of every one.
+	turns  []int
+	turned *sync.Cond
+}
+
+// startCrowd starts clients that send requests from a pod and from the node, in
+// both families.
+func startCrowd(ctx context.Context, from []*lab.NS, clients int) *crowd {
+	c := &crowd{turns: make([]int, clients)}
+	c.turned = sync.NewCond(&c.mu)
+	for i := range clients {
 		p := webProbe(from[i%len(from)], families()[i/len(from)%2], "tcp")
-		wg.Go(func() {
-			for {
-				select {
-				case <-done:
-					return
-				default:
-				}
-				r := p.Once(ctx)
-				made.Add(1)
-				if r.Outcome != lab.Answered {
-					failed.Add(1)
-					first.CompareAndSwap(nil, fmt.Sprintf("%s: %s", p, r))
-				}
+		c.wg.Go(func() {
+			for c.count(i, p, p.Once(ctx)) {
 			}
 		})
 	}
-	return func() (int64, int64, string) {
-		close(done)
-		wg.Wait()
-		text, _ := first.Load().(string)
-		return made.Load(), failed.Load(), text
+	return c
+}
+
+// count counts a client's request, and tells whether it is to make another.
+func (c *crowd) count(i int, p lab.Probe, r lab.Result) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.made++
+	c.turns[i]++
+	c.turned.Broadcast()
+	if r.Outcome != lab.Answered {
+		if c.failed++; c.failed == 1 {
+			c.first = fmt.Sprintf("%s: %s", p, r)
+		}
 	}
+	return !c.done
+}
+
+// settle waits until every request that is under way has come to its end.
+func (c *crowd) settle() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, before := range slices.Clone(c.turns) {
+		for c.turns[i] == before {
+			c.turned.Wait()
+		}
+	}
+}
+
+// stop ends all clients.
+func (c *crowd) stop() {
+	c.mu.Lock()
+	c.done = true
+	c.mu.Unlock()
+	c.wg.Wait()
 }
 
 // startRollout brings up a Service with three pods of its own.
@@ -142,14 +172,14 @@ func TestKernelRollingUpdate(t *testing.T) {
 	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
 		ctx := testContext(t)
 		r := startRollout(ctx, t, l, v)
-		stop := load(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, 50)
+		r.crowd = startCrowd(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, 50)
 		for range 6 {
 			r.replace(ctx)
 		}
-		made, failed, first := stop()
-		t.Logf("%d requests", made)
-		if failed > 0 || made < 100 {
-			t.Errorf("%d of %d requests failed, first %s", failed, made, first)
+		r.crowd.stop()
+		t.Logf("%d requests", r.crowd.made)
+		if c := r.crowd; c.failed > 0 || c.made < 100 {
+			t.Errorf("%d of %d requests failed, first %s", c.failed, c.made, c.first)
 		}
 	})
 }
@@ -160,7 +190,7 @@ func TestKernelRollingUpdateControl(t *testing.T) {
 	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
 		ctx := testContext(t)
 		r := startRollout(ctx, t, l, v)
-		stop := load(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, 50)
+		r.crowd = startCrowd(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, 50)
 		r.replace(ctx)
 		for _, f := range families() {
 			if err := l.Nodes[0].Iptables(ctx, v, f, "-t", "nat", "-F", "KUBE-SERVICES"); err != nil {
@@ -168,8 +198,9 @@ func TestKernelRollingUpdateControl(t *testing.T) {
 			}
 		}
 		r.replace(ctx)
-		if made, failed, _ := stop(); failed == 0 {
-			t.Errorf("none of %d requests failed although KUBE-SERVICES was flushed", made)
+		r.crowd.stop()
+		if r.crowd.failed == 0 {
+			t.Errorf("none of %d requests failed although KUBE-SERVICES was flushed", r.crowd.made)
 		}
 	})
 }
