@@ -175,15 +175,15 @@ func foreign(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) []st
 	})
 }
 
-// TestKernelForeignChangesHeal: what others change of our rules is repaired at
-// the next periodic check.
+// TestKernelForeignChangesHeal: what others change of our rules is repaired as
+// soon as it is noticed, long before a periodic check.
 func TestKernelForeignChangesHeal(t *testing.T) {
 	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
 		ctx := testContext(t)
 		node := l.Nodes[0]
 		dir := newDirectory(t)
 		dir.write("web.yaml", web(l, node.Pods[0])...)
-		a := startAgent(ctx, t, node, v, "--manifests", dir.path, "--iptables-sync-period", "500ms")
+		a := startAgent(ctx, t, node, v, "--manifests", dir.path, "--iptables-sync-period", "1h")
 		a.waitSynced(ctx, 0)
 		want := save(ctx, t, node, v)
 

@@ -205,7 +205,10 @@ func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, st
 
 // report puts an engine's result in a mode's words.
 func report(res ruleset.Result) proxier.Report {
-	out := proxier.Report{Repaired: len(res.Drift), Unverified: res.Unverified, Unsettled: res.Unsettled}
+	out := proxier.Report{Unverified: res.Unverified, Unsettled: res.Unsettled}
+	for _, k := range res.Drift {
+		out.Repaired = append(out.Repaired, k.String())
+	}
 	for _, n := range res.Written {
 		out.Written += n
 	}

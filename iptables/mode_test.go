@@ -117,7 +117,7 @@ func TestSyncAgain(t *testing.T) {
 		a.sync(tt.ports...)
 		for _, who := range []*agent{a, tt.at(fakeAgent(t, &k, tt.cfg))} {
 			if got := written(&k, func() {
-				if r := who.sync(tt.ports...); r.Written+r.Repaired > 0 {
+				if r := who.sync(tt.ports...); r.Written+len(r.Repaired) > 0 {
 					t.Errorf("%s: Sync() = %+v, want nothing written", tt.name, r)
 				}
 			}); len(got) > 0 {
@@ -146,7 +146,7 @@ func TestSyncReport(t *testing.T) {
 	k.Flush(ruleset.NAT)
 	s, _ = snapshot(good)
 	r, err = a.Sync(context.Background(), proxier.Desired{Snapshot: s, Node: everywhere, Changed: []model.ServicePortName{bad.Name}, Prune: true, Verify: true})
-	if err != nil || r.Repaired == 0 || r.Written == 0 || len(r.Refused) > 0 {
+	if err != nil || len(r.Repaired) == 0 || r.Written == 0 || len(r.Refused) > 0 {
 		t.Errorf("Sync() after a flush = %+v, %v, want repairs and no refusal", r, err)
 	}
 	var fresh fake.Kernel

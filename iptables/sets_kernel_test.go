@@ -339,7 +339,7 @@ func TestKernelSetsHeal(t *testing.T) {
 		}
 		snap, _ := snapshot(c.port)
 		r, err := a.Sync(context.Background(), proxier.Desired{Snapshot: snap, Node: everywhere, Prune: true, Verify: true})
-		if err != nil || len(r.Refused) > 0 || r.Repaired == 0 {
+		if err != nil || len(r.Refused) > 0 || len(r.Repaired) == 0 {
 			t.Fatalf("Sync() = %+v, %v, want repairs", r, err)
 		}
 		if first := c.ask(0, 100); moved(first, c.ask(0, 100)) > 0 {

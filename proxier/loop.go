@@ -38,6 +38,9 @@ type LoopConfig struct {
 	// MinSyncPeriod is the least time between the starts of two syncs. Whatever
 	// it is, a sync that took t is followed by a rest of t.
 	MinSyncPeriod time.Duration
+	// Foreign has a token once others may have changed what the mode has
+	// written; it may be nil.
+	Foreign <-chan struct{}
 	// SyncPeriod is how often the kernel is compared with what is wanted.
 	SyncPeriod time.Duration
 }
@@ -64,10 +67,6 @@ type Loop struct {
 	// refusedAddrs are what was told of Services' external addresses.
 	refusedAddrs map[model.ObjectKey][]RefusedAddr
 }
-
-// settlePause is how long what Desired.Settle is for may wait. It is much more
-// than it takes, so that it takes little in the long run.
-const settlePause = 5 * time.Second
 
 // The bounds of the time between a failed sync and the next one.
 const (
@@ -96,52 +95,24 @@ func (l *Loop) Run(ctx context.Context) error {
 		return nil
 	case <-wake:
 	}
-	verify := time.NewTicker(l.SyncPeriod)
-	defer verify.Stop()
-	var settle <-chan time.Time // nil unless there is something to settle
+	a := alarms{wake: wake, foreign: l.Foreign, period: time.NewTicker(l.SyncPeriod)}
+	defer a.period.Stop()
 	for ask := (request{}); ctx.Err() == nil; {
 		if !sleep(ctx, l.sync(ctx, ask)) {
 			return nil
 		}
-		if !l.unsettled {
-			settle = nil
-		} else if settle == nil {
-			settle = time.After(settlePause)
-		}
+		a.settleLater(l.unsettled)
 		if l.failures == 0 {
 			ask = request{}
-			select {
-			case <-ctx.Done():
+			if !a.wait(ctx, &ask) {
 				return nil
-			case <-wake:
-			case <-verify.C:
-				ask.verify = true
-			case <-settle:
-				ask.settle, settle = true, nil
 			}
 		}
 		// The next sync takes all that waits, and no other is needed for it.
 		// What was asked of one that failed is still owed.
-		received(wake)
-		ask.verify = received(verify.C) || ask.verify
-		if received(settle) {
-			ask.settle, settle = true, nil
-		}
+		a.collect(&ask)
 	}
 	return nil
-}
-
-// request is what a sync is to do besides what has changed.
-type request struct{ verify, settle bool }
-
-// received tells whether there was something in c to take.
-func received[T any](c <-chan T) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
 }
 
 // sleep returns false if ctx ends first.
@@ -312,9 +283,6 @@ func (l *Loop) warnRefused(ctx context.Context, b Batch) {
 // maxWarnings bounds how many addresses of a Service its users hear of at once.
 const maxWarnings = 3
 
-// maxListed bounds how many refused addresses of a Service are told one by one.
-const maxListed = 10
-
 func inWords(refused []RefusedAddr) string {
 	var what []string
 	for i, r := range refused {
@@ -340,15 +308,15 @@ func (l *Loop) log(ctx context.Context, r Report, d Desired, took time.Duration)
 	if r.Unverified != nil {
 		log.Error(r.Unverified, "Cannot check what others may have changed of the rules; will check again", "after", l.SyncPeriod)
 	}
-	if r.Repaired > 0 {
-		log.Info("Repaired what others had changed", "objects", r.Repaired)
+	if n := len(r.Repaired); n > 0 {
+		log.Info("Repaired what others had changed", "count", n, "objects", r.Repaired[:min(n, maxListed)])
 	}
 	l.logRefused(log, r.Refused)
 	log.V(2).Info("Synced", "servicePorts", l.snapshot.Len(), "changed", len(d.Changed), "written", r.Written, "took", took)
 }
 
-// maxRefusedLines bounds how many refusals a sync logs one by one.
-const maxRefusedLines = 10
+// maxListed bounds how much is told one by one.
+const maxListed = 10
 
 // logRefused logs what the kernel refuses when that has changed.
 func (l *Loop) logRefused(log klog.Logger, refused []string) {
@@ -360,7 +328,7 @@ func (l *Loop) logRefused(log klog.Logger, refused []string) {
 	}
 	l.refused = refused
 	for i, what := range refused {
-		if i == maxRefusedLines {
+		if i == maxListed {
 			log.Info("The kernel refuses more than is listed", "more", len(refused)-i)
 			break
 		}
@@ -370,7 +338,7 @@ func (l *Loop) logRefused(log klog.Logger, refused []string) {
 
 func (m *Metrics) synced(f model.Family, took time.Duration, r Report, err error) {
 	m.syncDuration.WithLabelValues(f.String()).Observe(took.Seconds())
-	m.repaired.WithLabelValues(f.String()).Add(float64(r.Repaired))
+	m.repaired.WithLabelValues(f.String()).Add(float64(len(r.Repaired)))
 	if err != nil {
 		m.syncFailures.WithLabelValues(f.String()).Inc()
 		return

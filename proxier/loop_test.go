@@ -292,6 +292,34 @@ func TestSettle(t *testing.T) {
 	}
 }
 
+// TestForeign: what others change is looked at at once, but no more than once a
+// second, and together with what else is to be done.
+func TestForeign(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		foreign := make(chan struct{}, 1)
+		r := newRig(t, 0, seldom, nil)
+		r.loop.Foreign = foreign
+		r.start()
+		defer r.end()
+		tell := func() {
+			select {
+			case foreign <- struct{}{}:
+			default: // there is a token already
+			}
+		}
+		r.at(0, with(add("a", 1), listed()))
+		for _, d := range []time.Duration{10 * time.Second, 10*time.Second + 200*ms, 10*time.Second + 400*ms, 20 * time.Second} {
+			r.at(d)
+			tell()
+		}
+		r.at(30 * time.Second)
+		tell()
+		r.tracker.Update(add("b", 1))
+		r.at(time.Minute)
+		r.want("0s a", "10s - verify", "11s - verify", "20s - verify", "30s b verify")
+	})
+}
+
 // TestLoopsAreIndependent has one family whose mode hangs, and one that works.
 func TestLoopsAreIndependent(t *testing.T) {
 	inBubble(t, 0, seldom, []outcome{took(time.Hour)}, func(t *testing.T, r *rig) {

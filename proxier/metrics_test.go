@@ -157,8 +157,8 @@ func TestMetricsLint(t *testing.T) {
 
 // TestMetricsOfALoop reads the metrics after each step of a loop.
 func TestMetricsOfALoop(t *testing.T) {
-	plan := []outcome{took(0), {takes: time.Second, err: errRefused, report: Report{Repaired: 2, Refused: []string{"x"}}},
-		{takes: 2 * time.Second, report: Report{Repaired: 3, Refused: []string{"x", "y"}}}, took(0)}
+	plan := []outcome{took(0), {takes: time.Second, err: errRefused, report: Report{Repaired: []string{"a", "b"}, Refused: []string{"x"}}},
+		{takes: 2 * time.Second, report: Report{Repaired: []string{"a", "b", "c"}, Refused: []string{"x", "y"}}}, took(0)}
 	inBubble(t, 0, seldom, plan, func(t *testing.T, r *rig) {
 		before := scrape(t, r.reg)
 		epoch := float64(r.t0.UnixNano()) / 1e9

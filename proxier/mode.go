@@ -86,8 +86,8 @@ type Report struct {
 	// Written is the number of kernel objects (rules, servers, elements) that
 	// were written.
 	Written int
-	// Repaired is the number of kernel objects that others had changed.
-	Repaired int
+	// Repaired names the kernel objects that others had changed.
+	Repaired []string
 	// Unverified is why the kernel could not be looked at although Verify asked
 	// for it. What was to be changed was changed all the same.
 	Unverified error

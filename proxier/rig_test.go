@@ -184,17 +184,23 @@ type rig struct {
 func inBubble(t *testing.T, minSync, period time.Duration, plan []outcome, f func(*testing.T, *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{t: t, t0: time.Now(), health: newFakeHealth(), reg: prometheus.NewPedanticRegistry(), mode: newFakeMode(plan...)}
-		metrics := NewMetrics(r.reg, model.Families())
-		r.tracker = NewTracker(TrackerConfig{Families: model.Families(), Health: r.health, Metrics: metrics})
-		r.loop = NewLoop(LoopConfig{
-			Family: model.IPv4, Mode: r.mode, Tracker: r.tracker, Health: r.health, Metrics: metrics,
-			NodeName: here, MinSyncPeriod: minSync, SyncPeriod: period,
-		})
+		r := newRig(t, minSync, period, plan)
 		r.start()
 		defer r.end()
 		f(t, r)
 	})
+}
+
+// newRig returns a rig whose loop does not run yet.
+func newRig(t *testing.T, minSync, period time.Duration, plan []outcome) *rig {
+	r := &rig{t: t, t0: time.Now(), health: newFakeHealth(), reg: prometheus.NewPedanticRegistry(), mode: newFakeMode(plan...)}
+	metrics := NewMetrics(r.reg, model.Families())
+	r.tracker = NewTracker(TrackerConfig{Families: model.Families(), Health: r.health, Metrics: metrics})
+	r.loop = NewLoop(LoopConfig{
+		Family: model.IPv4, Mode: r.mode, Tracker: r.tracker, Health: r.health, Metrics: metrics,
+		NodeName: here, MinSyncPeriod: minSync, SyncPeriod: period,
+	})
+	return r
 }
 
 // start runs the loop, without its log.

@@ -14,6 +14,7 @@ import (
 
 	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
+	"fairlead/iptables/ruleset/watch"
 	"fairlead/nat"
 	"fairlead/nat/ipset"
 	"fairlead/proxier/model"
@@ -78,6 +79,45 @@ func (n *nodeKernel) engine(cmds ruleset.Commands, rules iptables.RenderConfig) 
 		Exec: ruleset.SystemExec{}, Commands: cmds, Variant: n.variant,
 		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution(rules)},
 	})
+}
+
+// watcher tells what others change of the rules, and runs until its context ends.
+type watcher interface {
+	ruleset.Watcher
+	Run(ctx context.Context) error
+}
+
+// watcher returns one for a family's rules, and has engine listen to it. Where
+// the kernel does not tell, all rules are read once in a while.
+func (n *nodeKernel) watcher(ctx context.Context, f model.Family, engine *ruleset.Engine) watcher {
+	cfg := watch.Config{
+		IPv6: f == model.IPv6, Tables: []ruleset.Table{ruleset.Filter, ruleset.NAT}, Owns: engine.Owns,
+	}
+	var w watcher
+	var err error
+	if n.variant == ruleset.NFT {
+		w, err = watch.NewNFT(cfg)
+	} else {
+		w, err = watch.NewLegacy(cfg)
+	}
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot watch what others change; all rules are read again and again, which costs more", "ipFamily", f)
+		return blind{}
+	}
+	engine.Watch(w)
+	return w
+}
+
+// blind is a watcher that sees nothing, and that no engine listens to.
+type blind struct{ ruleset.Watcher }
+
+// Wake returns nil: there is never anything to take.
+func (blind) Wake() <-chan struct{} { return nil }
+
+// Run returns when ctx is done.
+func (blind) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
 }
 
 // checkPrivilege tells what is missing to program the kernel.

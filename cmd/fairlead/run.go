@@ -68,7 +68,7 @@ func run(ctx context.Context, cfg *config) error {
 	for _, f := range node.families {
 		checks := newHealthChecks(f, state, warner)
 		g.Go(func() error { return checks.ports.Run(ctx) })
-		mode := newMode(ctx, cfg, node, settings, f, modeMetrics)
+		mode, watcher := newMode(ctx, cfg, node, settings, f, modeMetrics)
 		followers := []proxier.Follower{&leftovers{family: f}, newFlows(f, mode, flowMetrics), checks}
 		if f == model.IPv4 && cfg.localhostNodePorts {
 			followers = append(followers, &localnet{settings: settings})
@@ -76,8 +76,9 @@ func run(ctx context.Context, cfg *config) error {
 		loop := proxier.NewLoop(proxier.LoopConfig{
 			Family: f, Mode: mode, Followers: followers, Tracker: tracker,
 			Health: state, Metrics: metrics, Warner: warner, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts, NodeIP: cfg.nodeIP,
-			MinSyncPeriod: cfg.minSyncPeriod, SyncPeriod: cfg.syncPeriod,
+			MinSyncPeriod: cfg.minSyncPeriod, SyncPeriod: cfg.syncPeriod, Foreign: watcher.Wake(),
 		})
+		g.Go(func() error { return watcher.Run(ctx) })
 		g.Go(func() error { return loop.Run(ctx) })
 	}
 	serve := func(name, addr, flag string, h http.Handler) {
@@ -116,8 +117,8 @@ func newSource(cfg *config, reg prometheus.Registerer) (source.Source, error) {
 	})
 }
 
-// newMode returns the mode for one family.
-func newMode(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings, f model.Family, metrics *iptables.Metrics) *iptables.Mode {
+// newMode returns the mode for one family, and what watches over its rules.
+func newMode(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings, f model.Family, metrics *iptables.Metrics) (*iptables.Mode, watcher) {
 	rules := iptables.RenderConfig{
 		Family:             f,
 		PodCIDRs:           cfg.clusterCIDRs[f],
@@ -130,5 +131,6 @@ func newMode(ctx context.Context, cfg *config, node *nodeKernel, settings *sysct
 	adaptTo(ctx, settings, &rules)
 	engine := node.engine(node.commands[f], rules)
 	engine.Stage(nat.Chains(cfg.masqueradeBit))
-	return iptables.New(rules, engine, node.sets[f], metrics)
+	w := node.watcher(ctx, f, engine)
+	return iptables.New(rules, engine, node.sets[f], metrics), w
 }

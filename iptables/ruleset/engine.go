@@ -33,6 +33,8 @@ type Engine struct {
 	owners owners
 	jumps  []Jump
 	guests []Guest
+	// watcher is nil where nothing tells what others change.
+	watcher Watcher
 	// cleaning is set by Clean.
 	cleaning bool
 	entry    map[ChainKey][]Rule
@@ -48,6 +50,8 @@ type Engine struct {
 	// those of them that may go on so for a while.
 	dirty     map[ChainKey]bool
 	unsettled map[ChainKey]bool
+	// stalePins is set where what pins chains may be gone.
+	stalePins bool
 	refused   refusals
 	// alive is set once a restore has succeeded.
 	alive bool
@@ -148,7 +152,7 @@ type Result struct {
 	// Written is the number of rules written, by table.
 	Written map[Table]int
 	// Full is set where everything was compared with what the kernel has, not
-	// only what was staged.
+	// only what was staged or was said to have changed.
 	Full bool
 	// Failures is the number of restore commands that failed.
 	Failures int
@@ -173,12 +177,11 @@ func (e *Engine) Apply(ctx context.Context, o Options) (Result, error) {
 	defer e.mu.Unlock()
 	res := Result{Written: map[Table]int{}}
 	if o.Verify || !e.loaded {
-		known := e.loaded
-		res.Full = true
-		if err := e.load(ctx, &res); err != nil {
-			if !known {
+		if !e.loaded {
+			if err := e.load(ctx, &res); err != nil {
 				return res, err
 			}
+		} else if err := e.verify(ctx, &res); err != nil {
 			e.loaded, res.Unverified = true, err
 		}
 	}
@@ -216,11 +219,12 @@ func (e *Engine) Clean(ctx context.Context) (Result, error) {
 // load reads what the kernel has. Whatever is wanted or there may differ.
 func (e *Engine) load(ctx context.Context, res *Result) error {
 	r := newReader(e.owners, e.entry, e.guests, e.desired)
-	if err := e.cmds.save(ctx, e.exec, r); err != nil {
+	if err := e.readAll(ctx, r); err != nil {
 		e.loaded = false
 		return fmt.Errorf("read rules: %w", err)
 	}
 	r.endChain()
+	res.Full, e.stalePins = true, false
 	if e.loaded {
 		res.Drift = drift(&e.kernel, &r.kernel)
 	}
@@ -262,7 +266,7 @@ func (e *Engine) run(ctx context.Context, t transaction, res *Result) error {
 		return nil
 	}
 	klog.FromContext(ctx).V(6).Info("Restoring rules", "input", string(text))
-	if err := e.cmds.restore(ctx, e.exec, text); err != nil {
+	if err := e.restore(ctx, t, text); err != nil {
 		e.loaded = false
 		res.Failures++
 		return fmt.Errorf("restore rules: %w", err)
@@ -276,6 +280,21 @@ func (e *Engine) run(ctx context.Context, t transaction, res *Result) error {
 		res.Written[t[i].table] += len(t[i].insert)
 	}
 	return nil
+}
+
+// restore runs the command for a transaction, and tells the watcher what it did.
+func (e *Engine) restore(ctx context.Context, t transaction, text []byte) error {
+	if e.watcher == nil {
+		return e.cmds.restore(ctx, e.exec, text, nil)
+	}
+	done := Committed{}
+	e.watcher.Begin()
+	err := e.cmds.restore(ctx, e.exec, text, func(pid int) { done.PID = pid })
+	if done.OK = err == nil; done.OK {
+		done.Sections, done.Growth = e.kernel.effect(t)
+	}
+	e.watcher.End(done)
+	return err
 }
 
 // drift returns the chains in which two states of the kernel differ.

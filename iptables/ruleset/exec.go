@@ -23,6 +23,8 @@ type Command struct {
 	Args   []string
 	Stdin  io.Reader
 	Stdout io.Writer
+	// Started, where set, is told the process once it runs.
+	Started func(pid int)
 }
 
 // Exec runs commands: the whole of the engine's contact with the system.
@@ -99,7 +101,13 @@ func (SystemExec) Run(ctx context.Context, c Command) error {
 	cmd.Stdin, cmd.Stdout = c.Stdin, c.Stdout
 	stderr := &limitedBuffer{left: maxStderr}
 	cmd.Stderr = stderr
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		if c.Started != nil {
+			c.Started(cmd.Process.Pid)
+		}
+		err = cmd.Wait()
+	}
 	if ctx.Err() != nil && cmd.Process != nil {
 		// The command may be a script, whose child would go on.
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
@@ -136,16 +144,19 @@ func (b *limitedBuffer) String() string { return b.buf.String() }
 // Commands are the programs that read and write the rules of one family.
 type Commands struct{ Restore, Save string }
 
+// tool returns the command for single chains and rules.
+func (c Commands) tool() string { return strings.TrimSuffix(c.Save, "-save") }
+
 // lockWait is how long, in seconds, a restore waits for the xtables lock.
 const lockWait = "5"
 
 // restore feeds input to the restore command. Chains that it does not name
 // stay as they are, and each table commits as a whole or not at all.
-func (c Commands) restore(ctx context.Context, x Exec, input []byte) error {
+func (c Commands) restore(ctx context.Context, x Exec, input []byte, started func(pid int)) error {
 	return x.Run(ctx, Command{
 		Name:  c.Restore,
 		Args:  []string{"--noflush", "-w", lockWait},
-		Stdin: bytes.NewReader(input),
+		Stdin: bytes.NewReader(input), Started: started,
 	})
 }
 

@@ -110,6 +110,8 @@ type host struct {
 	staged  map[ruleset.ChainKey]*ruleset.Chain
 	// exec is what the engine sees of kernel.
 	exec ruleset.Exec
+	// auditor watches the engine's restores.
+	auditor *auditor
 }
 
 func newHost(t *testing.T) *host {
@@ -127,6 +129,8 @@ func (h *host) restart() {
 		Commands:      ruleset.Commands{Restore: "iptables-restore", Save: "iptables-save"},
 		Contributions: []ruleset.Contribution{contribution()},
 	})
+	h.auditor = &auditor{t: h.t, kernel: h.kernel}
+	h.engine.Watch(h.auditor)
 }
 
 // want stages what differs from what was staged before.

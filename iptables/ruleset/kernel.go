@@ -3,6 +3,7 @@
 package ruleset
 
 import (
+	"iter"
 	"slices"
 )
 
@@ -143,6 +144,68 @@ func (r *reader) isEntry(target ChainKey, rule Rule) bool {
 	return !rule.broken() && slices.ContainsFunc(r.entry[target], func(j Rule) bool {
 		return j == rule || j.comment() != "" && j.comment() == rule.comment()
 	})
+}
+
+// effect returns what a transaction is going to do: how many of its sections
+// change something, and by how much tables grow.
+func (k *kernel) effect(t transaction) (sections int, growth map[Table]Growth) {
+	growth = map[Table]Growth{}
+	size := map[ChainKey]int{} // as sections before have left it, -1 for no chain
+	for _, s := range t {
+		g, effective := growth[s.table], len(s.insert)+len(s.remove)+len(s.trim)+len(s.drop)+len(s.create) > 0
+		g.Rules += len(s.insert) - len(s.remove)
+		g.Chains += len(s.create)
+		for name, now := range s.sizes() {
+			key := ChainKey{s.table, name}
+			was, known := size[key]
+			if !known {
+				was = k.size(key)
+			}
+			if was < 0 {
+				g.Chains++
+			}
+			if now < 0 {
+				g.Chains--
+			}
+			g.Rules += max(now, 0) - max(was, 0)
+			effective = effective || was != 0 || now != 0
+			size[key] = now
+		}
+		if growth[s.table] = g; effective {
+			sections++
+		}
+	}
+	return sections, growth
+}
+
+// size returns how many rules a chain has, -1 where it is not there.
+func (k *kernel) size(key ChainKey) int {
+	if c := k.chains[key]; c != nil {
+		return len(c.Rules)
+	}
+	return -1
+}
+
+// sizes yields the chains that a section makes, replaces, trims or deletes, with
+// the number of rules that they have then, -1 for none.
+func (s *section) sizes() iter.Seq2[string, int] {
+	return func(yield func(string, int) bool) {
+		for _, w := range s.write {
+			if !yield(w.name, len(w.chain.Rules)) {
+				return
+			}
+		}
+		for _, tr := range s.trim {
+			if !yield(tr.name, len(tr.left.Rules)) {
+				return
+			}
+		}
+		for _, name := range s.drop {
+			if !yield(name, -1) {
+				return
+			}
+		}
+	}
 }
 
 // record notes that a transaction has been committed.

@@ -51,7 +51,9 @@ func (e *Engine) plan(o Options) *plan {
 			e.kernel.chains[k] = want // one copy of the text is enough
 		case ok:
 			e.planChange(p, k, want, have, prune)
-		case !ok && exists && !e.kernel.pinned[k] && (e.cleaning || !e.owners.relics[k]):
+		case !ok && exists && e.kernel.pinned[k]:
+			p.deferred = append(p.deferred, k) // until nothing leads to it
+		case !ok && exists && (e.cleaning || !e.owners.relics[k]):
 			if prune {
 				p.drop = append(p.drop, k)
 			} else {

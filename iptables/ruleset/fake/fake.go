@@ -34,6 +34,7 @@ type Kernel struct {
 	tables   map[ruleset.Table]*table
 	restores []string
 	saves    int
+	lists    []string
 }
 
 // Fault is a failure to inject into a restore command.
@@ -101,8 +102,40 @@ func (k *Kernel) Run(ctx context.Context, c ruleset.Command) error {
 		return err
 	case strings.HasSuffix(c.Name, "-restore"):
 		return k.restore(c)
+	case slices.Contains(c.Args, "-S"):
+		return k.list(c)
 	}
 	return fmt.Errorf("fake: no command %s", c.Name)
+}
+
+// list prints one chain, as iptables -S does.
+func (k *Kernel) list(c ruleset.Command) error {
+	table, name := c.Args[slices.Index(c.Args, "-t")+1], c.Args[slices.Index(c.Args, "-S")+1]
+	k.lists = append(k.lists, table+"/"+name)
+	for _, t := range k.dump() {
+		for _, ch := range t.Chains {
+			if string(t.Name) != table || ch.Name != name {
+				continue
+			}
+			line := "-N " + name
+			if ch.Policy != "-" {
+				line = "-P " + name + " " + ch.Policy
+			}
+			for _, r := range ch.Rules {
+				line += strings.TrimRight("\n-A "+name+" "+string(r), " ")
+			}
+			_, err := io.WriteString(c.Stdout, line+"\n")
+			return err
+		}
+	}
+	return failure(c, 1, "No chain/target/match by that name.")
+}
+
+// Lists returns the chains that were listed by themselves, as "table/chain".
+func (k *Kernel) Lists() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.lists)
 }
 
 func (k *Kernel) restore(c ruleset.Command) error {
