@@ -64,7 +64,7 @@ suite-reference: tools ## Record from kube-proxy what e2e/suite expects (root)
 bench: build tools ## Measure Fairlead and kube-proxy side by side, and parts by themselves (root)
 	@$(MAKE) --no-print-directory -C e2e/tools kube-proxy
 	@go build -o $(BIN)/bench ./e2e/bench
-	@$(BIN)/bench $(BENCH)
+	@$(BIN)/bench $(or $(BENCH),--docs docs)
 	@$(MAKE) --no-print-directory bench-micro
 
 .PHONY: bench-micro

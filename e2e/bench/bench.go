@@ -180,17 +180,20 @@ func (b *bench) at(ctx context.Context, rig *measure.Rig, p point) error {
 	return nil
 }
 
-// publish prints the tables and writes the files.
-func (b *bench) publish() error {
+// publish writes and prints what there is.
+func (b *bench) publish(complete bool) error {
 	if len(b.results.Runs) == 0 {
 		return nil
 	}
-	for _, g := range b.results.Groups() {
-		fmt.Fprintf(b.out, "\n%s", report.Text(g.Table(b.settings.CutoffS)))
-	}
-	fmt.Fprintf(b.out, "\n%d of the figures that must hold do not; all took %s\n", b.results.Failed(), time.Duration(b.results.TookS*float64(time.Second)).Round(time.Second))
 	if err := os.MkdirAll(filepath.Dir(b.json), 0o755); err != nil {
 		return fmt.Errorf("write results: %w", err)
 	}
-	return b.results.Write(b.json)
+	if err := b.results.Write(b.json); err != nil {
+		return err
+	}
+	docs := b.docs
+	if !complete {
+		docs = "" // half a run is no documentation
+	}
+	return publish(&b.results, docs, b.out)
 }

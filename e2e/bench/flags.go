@@ -23,6 +23,7 @@ namespaces, against a real API server. It needs root, and half an hour for all.
   make bench                                                  all, into docs/performance.md
   make bench BENCH="--sizes 1000x10 --variants nft"           a part, printed alone
   make bench BENCH="--subjects fairlead --samples 10 --curve=" quicker still
+  bin/bench --from docs/performance.json --docs docs          tables and plot anew
 
 Flags:
 `
@@ -36,6 +37,7 @@ type options struct {
 	cutoff              time.Duration
 	mix                 workload.Mix
 	json, docs, work    string
+	from                string
 }
 
 // parse reads and checks the flags.
@@ -60,6 +62,7 @@ func parse(args []string, out io.Writer) (*options, error) {
 	fs.StringVar(&o.json, "json", "bin/bench.json", "Where the figures go.")
 	fs.StringVar(&o.docs, "docs", "", "Directory whose performance.md, .json and .svg are brought up to date.")
 	fs.StringVar(&o.work, "work", "", "Directory for logs, which stays; empty is a temporary one.")
+	fs.StringVar(&o.from, "from", "", "File with figures of an earlier run to print, and with --docs to write, instead of measuring.")
 	fs.Usage = func() { fmt.Fprint(out, usage, fs.FlagUsages()) }
 	if err := fs.Parse(args); err != nil {
 		return nil, err

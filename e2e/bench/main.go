@@ -14,8 +14,11 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
+
+	"fairlead/e2e/bench/report"
 )
 
 func main() {
@@ -40,6 +43,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if o.from != "" {
+		return again(o, out)
+	}
 	b, err := newBench(ctx, o, out)
 	if err != nil {
 		return err
@@ -47,5 +53,26 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	defer b.close()
 	err = b.measure(ctx)
 	// What was measured before an error is worth having.
-	return errors.Join(err, b.publish())
+	return errors.Join(err, b.publish(err == nil))
+}
+
+// again publishes what an earlier run has found.
+func again(o *options, out io.Writer) error {
+	r, err := report.Read(o.from)
+	if err != nil {
+		return err
+	}
+	return publish(r, o.docs, out)
+}
+
+// publish prints the tables and, unless docs is empty, writes the documents.
+func publish(r *report.Results, docs string, out io.Writer) error {
+	for _, g := range r.Groups() {
+		fmt.Fprintf(out, "\n%s", report.Text(g.Table(r.CutoffS)))
+	}
+	fmt.Fprintf(out, "\n%d of the figures that must hold do not; all took %s\n", r.Failed(), time.Duration(r.TookS*float64(time.Second)).Round(time.Second))
+	if docs == "" {
+		return nil
+	}
+	return r.UpdateDocs(docs)
 }

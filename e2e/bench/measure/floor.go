@@ -57,26 +57,29 @@ func (b *bench) record(ctx context.Context, v lab.Variant, rec *floor.Recorder) 
 		return nil, nil
 	}
 	texts = &recorded{}
-	if texts.firstSync, err = takeSettled(ctx, rec); err != nil || b.Extent < Curve {
-		return texts, err
+	if texts.firstSync, err = takeSettled(ctx, rec, calm); err != nil {
+		return nil, err
 	}
 	for _, step := range []struct {
 		awaited
 		to *[]floor.Restore
 	}{{edge().add(), &texts.added}, {edge().remove(), &texts.removed}} {
-		if _, err := b.change(ctx, step.awaited); err != nil {
+		took, err := b.change(ctx, step.awaited)
+		if err != nil {
 			return nil, err
 		}
-		if *step.to, err = takeSettled(ctx, rec); err != nil {
+		if *step.to, err = takeSettled(ctx, rec, max(calm, 2*took)); err != nil {
 			return nil, err
 		}
 	}
 	return texts, nil
 }
 
-// takeSettled takes what was recorded once nothing more has come for a while.
-func takeSettled(ctx context.Context, rec *floor.Recorder) ([]floor.Restore, error) {
-	const calm = 700 * time.Millisecond
+// calm is how long at least nothing is recorded when a subject has finished.
+const calm = 300 * time.Millisecond
+
+// takeSettled takes what was recorded once nothing more has come for some time.
+func takeSettled(ctx context.Context, rec *floor.Recorder, calm time.Duration) ([]floor.Restore, error) {
 	for since, last := time.Now(), -1; time.Since(since) < calm; {
 		n, err := rec.Count()
 		if err != nil {

@@ -24,7 +24,7 @@ type Extent int
 const (
 	// Loads: the first sync, and memory.
 	Loads Extent = iota
-	// Curve: also what one change costs.
+	// Curve: also what one change costs, and the floor.
 	Curve
 	// All there is.
 	All
@@ -59,7 +59,7 @@ func (r *Rig) Run(ctx context.Context, s subject.Subject, v lab.Variant, cfg Con
 		Subject: s.Name, Variant: string(v),
 		Size: report.Size{Services: r.loaded, Endpoints: r.plan().Endpoints},
 	}}
-	if s.HasFloor {
+	if s.HasFloor && cfg.Extent >= Curve {
 		if b.run.Floor, err = r.floor(ctx, s, v, cfg); err != nil {
 			return nil, fmt.Errorf("measure the floor of %s (%s): %w", s.Name, v, err)
 		}

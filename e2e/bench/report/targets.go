@@ -62,11 +62,14 @@ func constant(v float64) func(Group, *Run) float64 {
 	return func(Group, *Run) float64 { return v }
 }
 
+// least is the strictest of some limits that there are.
 func least(limits ...func(Group, *Run) float64) func(Group, *Run) float64 {
 	return func(g Group, r *Run) float64 {
-		v := math.Inf(1)
-		for _, l := range limits {
-			v = min(v, l(g, r))
+		v := math.NaN()
+		for _, limit := range limits {
+			if l := limit(g, r); math.IsNaN(v) || l < v {
+				v = l
+			}
 		}
 		return v
 	}
