@@ -160,7 +160,8 @@ func choose(p *model.ServicePort, all []candidate, at Locality) {
 		p.LocalReady = addrsOf(all, func(c candidate) bool { return c.Local && c.Ready })
 	}
 	if p.Name.Protocol == model.UDP {
-		p.Serving = addrPortsOf(all, func(c candidate) bool { return c.Ready || c.Serving })
+		p.Serving = those(all, func(c candidate) bool { return c.Ready || c.Serving },
+			func(c candidate) netip.AddrPort { return c.AddrPort })
 	}
 }
 
@@ -168,17 +169,32 @@ func choose(p *model.ServicePort, all []candidate, at Locality) {
 // accepts any.
 func firstOf(all []candidate, tests ...func(candidate) bool) []model.Endpoint {
 	for _, accepts := range tests {
-		var out []model.Endpoint
-		for _, c := range all {
-			if accepts(c) {
-				out = append(out, c.Endpoint)
-			}
-		}
-		if len(out) > 0 {
-			return slices.Clip(out)
+		if out := those(all, accepts, func(c candidate) model.Endpoint { return c.Endpoint }); len(out) > 0 {
+			return out
 		}
 	}
 	return nil
+}
+
+// those returns a part of each candidate that accepts names, in a slice that has
+// no room for more: most of a snapshot's memory is endpoints.
+func those[T any](all []candidate, accepts func(candidate) bool, part func(candidate) T) []T {
+	n := 0
+	for _, c := range all {
+		if accepts(c) {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	out := make([]T, 0, n)
+	for _, c := range all {
+		if accepts(c) {
+			out = append(out, part(c))
+		}
+	}
+	return out
 }
 
 // addrsOf returns the distinct addresses of the candidates that accepts names.
@@ -190,16 +206,6 @@ func addrsOf(all []candidate, accepts func(candidate) bool) []netip.Addr {
 		}
 	}
 	return out
-}
-
-func addrPortsOf(all []candidate, accepts func(candidate) bool) []netip.AddrPort {
-	var out []netip.AddrPort
-	for _, c := range all {
-		if accepts(c) {
-			out = append(out, c.AddrPort)
-		}
-	}
-	return slices.Clip(out)
 }
 
 // topology returns which endpoints are near enough. Hints count only if every
