@@ -28,6 +28,7 @@ import (
 
 // run is the agent: it wires the parts and runs them until ctx is done.
 func run(ctx context.Context, cfg *config) error {
+	tuneGC()
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
@@ -69,7 +70,7 @@ func run(ctx context.Context, cfg *config) error {
 		checks := newHealthChecks(f, state, warner)
 		g.Go(func() error { return checks.ports.Run(ctx) })
 		mode, watcher := newMode(ctx, cfg, node, settings, f, modeMetrics)
-		followers := []proxier.Follower{&leftovers{family: f}, newFlows(f, mode, flowMetrics), checks}
+		followers := []proxier.Follower{&leftovers{family: f}, newFlows(f, mode, flowMetrics), checks, &giveBack{}}
 		if f == model.IPv4 && cfg.localhostNodePorts {
 			followers = append(followers, &localnet{settings: settings})
 		}
