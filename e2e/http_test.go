@@ -59,7 +59,8 @@ func TestKernelHTTP(t *testing.T) {
 }
 
 // TestKernelMetrics: every series that kube-proxy has in iptables mode is
-// there from the start.
+// there from the start, but that of node ports on 127.0.0.1
+// (docs/differences.md).
 func TestKernelMetrics(t *testing.T) {
 	ctx := testContext(t)
 	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
@@ -87,6 +88,7 @@ func expectedSeries() []string {
 		"kubeproxy_sync_proxy_rules_endpoint_changes_total",
 		"kubeproxy_sync_proxy_rules_service_changes_pending",
 		"kubeproxy_sync_proxy_rules_service_changes_total",
+		"kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
 	}
 	for _, path := range []string{"healthz", "livez"} {
 		for _, code := range []string{"200", "503"} {

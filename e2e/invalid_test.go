@@ -4,6 +4,7 @@ package e2e
 
 import (
 	wire "encoding/binary"
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -11,11 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fairlead/e2e/lab"
+	"fairlead/nat/nfacct"
 	"fairlead/proxier/model"
 )
 
 // TestKernelInvalidPackets: a node does not forward what conntrack finds
-// invalid, unless it is to be liberal.
+// invalid, and counts it, unless it is to be liberal. The counter goes with a
+// clean-up.
 func TestKernelInvalidPackets(t *testing.T) {
 	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
 		ctx := testContext(t)
@@ -35,7 +38,19 @@ func TestKernelInvalidPackets(t *testing.T) {
 			if got := invalidPasses(t, node.Pods[0], l.Client); got != c.passes {
 				t.Errorf("%s: an invalid packet passes: %t, want %t", c.name, got, c.passes)
 			}
+			// One that was dropped before is counted still.
+			if got := metric(ctx, t, a, "kubeproxy_iptables_ct_state_invalid_dropped_packets_total"); got != "1" {
+				t.Errorf("%s: %s packets are counted, want 1", c.name, got)
+			}
 			a.stop()
+		}
+		cleanUp(ctx, t, node)
+		err := node.Do(func() error {
+			_, err := nfacct.Packets(nfacct.InvalidDropped)
+			return err
+		})
+		if !errors.Is(err, unix.ENOENT) {
+			t.Errorf("after cleanup: read the counter: %v, want %v", err, unix.ENOENT)
 		}
 	})
 }

@@ -79,7 +79,7 @@ func (r renderer) fixedChains() map[ruleset.ChainKey]*ruleset.Chain {
 		// A packet that conntrack finds invalid would leave untranslated, and
 		// its receiver would reset the connection
 		// (kubernetes/kubernetes#74839).
-		forwarding = append(forwarding, "-m conntrack --ctstate INVALID -j DROP")
+		forwarding = append(forwarding, spec{more: "-m conntrack --ctstate INVALID " + counted(r.InvalidCounter)}.jump("DROP").rule())
 	}
 	forwarding = append(forwarding,
 		spec{comment: "kubernetes forwarding rules", more: "-m mark --mark " + nat.Mark(r.MasqueradeBit) + " "}.jump("ACCEPT").rule(),

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"fairlead/nat/nfacct"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
@@ -74,6 +75,8 @@ func featureCases() []renderCase {
 	cidrs.PodCIDRs = append(cidrs.PodCIDRs, netip.MustParsePrefix("10.245.0.0/16"))
 	bridge.PodCIDRs, bridge.PodInterface = nil, "cni+"
 	noLocalhost.LocalhostNodePorts = false
+	counted := v4
+	counted.InvalidCounter = nfacct.InvalidDropped
 	neighbours := v4
 	neighbours.MasqueradeNeighbours, neighbours.KeepInvalid = true, true
 	node := func(ip string, nodePortsOn ...string) *proxier.NodeState {
@@ -128,6 +131,7 @@ func featureCases() []renderCase {
 		{name: "sets-affinity-local", cfg: v4, ports: ports(two, affinity, nodePort, externalLocal("10.244.0.1:8080"))},
 		{name: "sets-no-affinity", cfg: v4, ports: ports(two)},
 		{name: "several-pod-cidrs", cfg: cidrs, ports: ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
+		{name: "invalid-counted", cfg: counted},
 		{name: "masquerade-neighbours", cfg: neighbours, ports: ports(two, here)},
 		{name: "pod-interface", cfg: bridge, ports: ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
 	}

@@ -16,6 +16,7 @@ import (
 
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/kerneltest"
+	"fairlead/nat/nfacct"
 	"fairlead/proxier/model"
 )
 
@@ -99,6 +100,11 @@ func TestKernelGolden(t *testing.T) {
 				start := kernelAgent
 				if tt.sets() {
 					start = kernelAgentWithSets
+				}
+				if name := tt.cfg.InvalidCounter; name != "" {
+					if err := h.Enter(func() error { return nfacct.Create(name) }); err != nil {
+						t.Fatal(err)
+					}
 				}
 				a := tt.at(start(t, s, h, tt.cfg))
 				a.sync(tt.ports...)

@@ -37,6 +37,10 @@ type RenderConfig struct {
 	// KeepInvalid forwards packets that conntrack finds invalid, which
 	// otherwise are dropped.
 	KeepInvalid bool
+	// InvalidCounter is the nfacct object that counts what is dropped because
+	// it is invalid, empty for none. The kernel takes no rule that names one
+	// that is not there.
+	InvalidCounter string
 	// LocalhostNodePorts lets node ports answer on 127.0.0.1.
 	LocalhostNodePorts bool
 }

@@ -38,8 +38,28 @@ func ProbeSets(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, se
 		return err
 	}
 	defer func() { err = errors.Join(err, sets.Destroy(name)) }()
+	return probe(ctx, exec, cmds, name, spec{more: inSet(name)}.jump(addToSet(name, time.Second)).rule())
+}
+
+// ProbeCounter tells why rules cannot count with an nfacct object here, which
+// must be there. It leaves nothing behind.
+func ProbeCounter(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, name string) error {
+	return probe(ctx, exec, cmds, "PROBE", spec{more: counted(name)}.jump("DROP").rule())
+}
+
+// counted counts what has matched with an nfacct object, unless its name is
+// empty. The two spaces are those of iptables-save.
+func counted(name string) string {
+	if name == "" {
+		return ""
+	}
+	return "-m nfacct --nfacct-name  " + name + " "
+}
+
+// probe tells why a rule, in a chain of that name, cannot be written.
+func probe(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, chain string, r ruleset.Rule) error {
 	// The legacy command reads the whole table, and nat is the large one.
-	text := fmt.Sprintf("*filter\n:%s - [0:0]\n-A %[1]s %s-j %s\nCOMMIT\n", name, inSet(name), addToSet(name, time.Second))
+	text := fmt.Sprintf("*filter\n:%s - [0:0]\n-A %[1]s %s\nCOMMIT\n", chain, r)
 	return exec.Run(ctx, ruleset.Command{
 		Name: cmds.Restore, Args: []string{"-w", "30", "--test", "-n"}, Stdin: strings.NewReader(text),
 	})

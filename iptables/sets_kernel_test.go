@@ -18,6 +18,7 @@ import (
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/kerneltest"
 	"fairlead/nat/ipset"
+	"fairlead/nat/nfacct"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
@@ -367,6 +368,26 @@ func TestKernelProbeSets(t *testing.T) {
 		}
 		if got, err := sets.List(); err != nil || len(got) > 0 {
 			t.Errorf("sets %q are left, %v", got, err)
+		}
+		if got := ordered(h.Save(s)).String(); got != before {
+			t.Errorf("rules are left:\n%s", got)
+		}
+	})
+}
+
+// TestKernelProbeCounter: the probe finds whether rules can count, and leaves
+// nothing.
+func TestKernelProbeCounter(t *testing.T) {
+	forFamilies(t, func(t *testing.T, s kerneltest.Setup, h *kerneltest.Host) {
+		before := ordered(h.Save(s)).String()
+		if err := h.Enter(func() error { return nfacct.Create(nfacct.InvalidDropped) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := ProbeCounter(t.Context(), h, s.Commands(), nfacct.InvalidDropped); err != nil {
+			t.Errorf("ProbeCounter() = %v", err)
+		}
+		if err := ProbeCounter(t.Context(), h, s.Commands(), "a name that is none"); err == nil {
+			t.Error("ProbeCounter() of a rule that iptables does not take = nil, want an error")
 		}
 		if got := ordered(h.Save(s)).String(); got != before {
 			t.Errorf("rules are left:\n%s", got)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"fairlead/iptables/ruleset/fake"
+	"fairlead/nat/nfacct"
 	"fairlead/proxier/model"
 )
 
@@ -47,6 +48,8 @@ func TestTrace(t *testing.T) {
 	web := portName("shop", "web", "http", model.TCP)
 	two := port(web, "10.96.0.10", 80, "10.244.0.1:8080", "10.244.1.2:8081")
 	none := port(web, "10.96.0.10", 80)
+	counted := v4()
+	counted.InvalidCounter = nfacct.InvalidDropped
 	all := v4()
 	all.MasqueradeAll = true
 	bit, everywhere, hostBits := v4(), v4(), v4()
@@ -64,6 +67,7 @@ func TestTrace(t *testing.T) {
 		want []fate
 	}{
 		{"pod reaches every endpoint, with its own address", v4(), two, packet{pod, "10.96.0.10", "tcp", 80, false}, each(false)},
+		{"pod reaches every endpoint, what is invalid being counted", counted, two, packet{pod, "10.96.0.10", "tcp", 80, false}, each(false)},
 		{"node reaches every endpoint, masqueraded", v4(), two, packet{nodeIP, "10.96.0.10", "tcp", 80, true}, each(true)},
 		{"outside is masqueraded", v4(), two, packet{outside, "10.96.0.10", "tcp", 80, false}, each(true)},
 		{"outside, cluster CIDR unknown", without(v4()), two, packet{outside, "10.96.0.10", "tcp", 80, false}, each(false)},

@@ -6,13 +6,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
 	"fairlead/nat/ipset"
+	"fairlead/nat/nfacct"
 	"fairlead/nat/sysctl"
 	"fairlead/proxier/model"
 )
@@ -69,8 +72,23 @@ func cleanup(ctx context.Context, cmd *cobra.Command) error {
 			klog.FromContext(ctx).Info("Sets of client addresses are not looked for", "ipFamily", f, "reason", err.Error())
 		}
 	}
+	removeCounter(ctx)
 	if missing == 4 {
 		return fmt.Errorf("no iptables command found: %w", ruleset.ErrNoCommand)
 	}
 	return errors.Join(errs...)
+}
+
+// removeCounter removes the counter of what was dropped as invalid, unless rules
+// of others count with it.
+func removeCounter(ctx context.Context) {
+	const patience = 2 * time.Second // for the kernel to free the last rules
+	err := nfacct.Delete(nfacct.InvalidDropped)
+	for start := time.Now(); errors.Is(err, unix.EBUSY) && time.Since(start) < patience; {
+		time.Sleep(10 * time.Millisecond)
+		err = nfacct.Delete(nfacct.InvalidDropped)
+	}
+	if err != nil {
+		klog.FromContext(ctx).V(2).Info("A counter stays", "reason", err.Error())
+	}
 }

@@ -17,6 +17,7 @@ import (
 	"fairlead/iptables/ruleset/watch"
 	"fairlead/nat"
 	"fairlead/nat/ipset"
+	"fairlead/nat/nfacct"
 	"fairlead/proxier/model"
 )
 
@@ -71,6 +72,21 @@ func (n *nodeKernel) probeSets(ctx context.Context, f model.Family) {
 		return
 	}
 	n.sets[f] = sets
+}
+
+// invalidCounter returns the counter for what a family drops as invalid, empty
+// where rules cannot count.
+func (n *nodeKernel) invalidCounter(ctx context.Context, f model.Family) string {
+	err := nfacct.Create(nfacct.InvalidDropped)
+	if err == nil {
+		err = iptables.ProbeCounter(ctx, ruleset.SystemExec{}, n.commands[f], nfacct.InvalidDropped)
+	}
+	if err != nil {
+		klog.FromContext(ctx).V(2).Info("Packets that are dropped as invalid are not counted, as rules cannot count here",
+			"ipFamily", f, "reason", err.Error())
+		return ""
+	}
+	return nfacct.InvalidDropped
 }
 
 // engine returns the one writer of a family's rules.

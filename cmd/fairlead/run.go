@@ -16,6 +16,7 @@ import (
 	"fairlead/iptables"
 	"fairlead/nat"
 	"fairlead/nat/conntrack"
+	"fairlead/nat/nfacct"
 	"fairlead/nat/nodeaddr"
 	"fairlead/nat/sysctl"
 	"fairlead/proxier"
@@ -50,6 +51,7 @@ func run(ctx context.Context, cfg *config) error {
 	metrics := proxier.NewMetrics(reg, node.families)
 	tracker := proxier.NewTracker(proxier.TrackerConfig{Families: node.families, Health: state, Metrics: metrics})
 	modeMetrics := iptables.NewMetrics(reg, node.families)
+	nfacct.RegisterInvalidDropped(reg)
 
 	addrs, err := nodeaddr.List() // before the first sync, which needs them
 	if err != nil {
@@ -130,6 +132,9 @@ func newMode(ctx context.Context, cfg *config, node *nodeKernel, settings *sysct
 		LocalhostNodePorts: cfg.localhostNodePorts,
 	}
 	adaptTo(ctx, settings, &rules)
+	if !rules.KeepInvalid {
+		rules.InvalidCounter = node.invalidCounter(ctx, f)
+	}
 	engine := node.engine(node.commands[f], rules)
 	engine.Stage(nat.Chains(cfg.masqueradeBit))
 	w := node.watcher(ctx, f, engine)

@@ -68,6 +68,8 @@ var rules = []rule{
 		in: []string{"nat/conntrack", "nat/nft", "nat/sysctl"}, ours: []string{"proxier/model"}},
 	{name: "nat/ipset knows sets, and nothing else of ours",
 		in: []string{"nat/ipset/..."}, ours: []string{"nat/ipset/..."}},
+	{name: "nat/nfacct knows counters, and nothing else of ours",
+		in: []string{"nat/nfacct"}, ours: []string{}},
 	{name: "dispatch stands on the model and the words of the engine",
 		in: []string{"iptables/dispatch"}, ours: []string{"iptables/ruleset", "proxier/model"}},
 	{name: "iptables mode stands on the brain, the engine and nat",

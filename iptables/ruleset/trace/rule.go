@@ -106,7 +106,7 @@ func parse(text ruleset.Rule) rule {
 }
 
 // modules are the matches that are known.
-var modules = []string{"addrtype", "comment", "conntrack", "mark", "recent", "sctp", "set", "statistic", "tcp", "udp"}
+var modules = []string{"addrtype", "comment", "conntrack", "mark", "nfacct", "recent", "sctp", "set", "statistic", "tcp", "udp"}
 
 // option adds one option of a rule.
 func (r *rule) option(option string, args []string, not bool) error {
@@ -149,7 +149,7 @@ func (r *rule) setting(option, arg string) error {
 		if arg != "255.255.255.255" && arg != "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff" {
 			err = errUnknown
 		}
-	case "--comment", "--random-fully", "--reject-with", "--seconds", "--reap", "--rsource", "--exist", "--timeout":
+	case "--comment", "--random-fully", "--reject-with", "--seconds", "--reap", "--rsource", "--exist", "--timeout", "--nfacct-name":
 	case "--set":
 		r.recent.set = true
 	case "--name":
