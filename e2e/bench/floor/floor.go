@@ -102,6 +102,20 @@ func (r *Recorder) Take() ([]Restore, error) {
 	return out, nil
 }
 
+// Empty removes all rules and chains from a namespace's tables. Sets and the like
+// stay.
+func Empty(ctx context.Context, ns *lab.NS, v lab.Variant) error {
+	for _, f := range model.Families() {
+		tool := v.Tool(f, "-restore")
+		cmd := ns.Command(ctx, tool, "-w", "5")
+		cmd.Stdin = strings.NewReader("*nat\nCOMMIT\n*filter\nCOMMIT\n*mangle\nCOMMIT\n")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("empty tables with %s: %w: %s", tool, err, strings.TrimSpace(string(out)))
+		}
+	}
+	return nil
+}
+
 // Replay feeds the restores, one after the other, to the bare commands in a
 // namespace, and returns how long that took.
 func Replay(ctx context.Context, ns *lab.NS, restores []Restore) (time.Duration, error) {

@@ -62,6 +62,12 @@ func TestKernelRecordAndReplay(t *testing.T) {
 			if _, err := Replay(t.Context(), there.NS, texts[1:]); err != nil {
 				t.Errorf("replay again: %v", err)
 			}
+			if err := Empty(t.Context(), here.NS, v); err != nil {
+				t.Fatal(err)
+			}
+			if text, err := here.Save(t.Context(), v, model.IPv4); err != nil || strings.Contains(text, "-A ") || strings.Contains(text, ":A ") {
+				t.Errorf("the emptied tables, error %v, have\n%s", err, text)
+			}
 			if _, err := Replay(t.Context(), here.NS, []Restore{{Tool: tool, File: "/dev/null/none"}}); err == nil {
 				t.Error("no error for a missing file")
 			}

@@ -130,7 +130,11 @@ func (b *bench) cycle(ctx context.Context, s single, n int) (added, removed *rep
 // rests after a sync for as long as that took, another one that has a minimal
 // time between two. The next change then comes at no particular time.
 func rest(ctx context.Context, busy time.Duration) error {
-	d := busy + busy/2 + 60*time.Millisecond + rand.N(10*time.Millisecond)
+	return sleep(ctx, busy+busy/2+60*time.Millisecond+rand.N(10*time.Millisecond))
+}
+
+// sleep ends with an error if ctx ends first.
+func sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -21,10 +21,11 @@ type recorded struct {
 }
 
 // floor measures the least that the subject's restore commands can take. The
-// subject runs on one node, where what it feeds them is recorded; then the bare
-// commands get the same on another one. It is nil if the subject does not
-// finish in time.
-func (r *Rig) floor(ctx context.Context, s subject.Subject, v lab.Variant, cfg Config) (*report.Floor, error) {
+// subject runs on a node where what it feeds them is recorded. Then it is
+// stopped, the tables there are emptied, and the bare commands get the same: what
+// rules name besides, sets and counters, is there already. It is nil if the
+// subject does not finish in time.
+func (r *Rig) floor(ctx context.Context, s subject.Subject, v lab.Variant, cfg Config) (f *report.Floor, err error) {
 	cfg.Log("floor")
 	dir, err := os.MkdirTemp(r.dir, "floor-")
 	if err != nil {
@@ -36,19 +37,25 @@ func (r *Rig) floor(ctx context.Context, s subject.Subject, v lab.Variant, cfg C
 		return nil, err
 	}
 	b := &bench{Rig: r, Config: cfg, subject: s, run: &report.Run{}}
-	texts, err := b.record(ctx, v, rec)
+	if b.node, err = r.newNode(ctx, v); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.removeNode(ctx, b.node)) }()
+	texts, err := b.record(ctx, rec)
 	if err != nil || texts == nil {
 		return nil, err
 	}
-	return r.replay(ctx, v, texts, cfg)
-}
-
-// record runs the subject on a node of its own.
-func (b *bench) record(ctx context.Context, v lab.Variant, rec *floor.Recorder) (texts *recorded, err error) {
-	if b.node, err = b.newNode(ctx, v); err != nil {
+	if err := floor.Empty(ctx, b.node.NS, v); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, b.removeNode(ctx, b.node)) }()
+	if err := sleep(ctx, time.Second); err != nil { // the kernel frees rules later
+		return nil, err
+	}
+	return b.replay(ctx, texts)
+}
+
+// record runs the subject and returns what it fed to its commands.
+func (b *bench) record(ctx context.Context, rec *floor.Recorder) (*recorded, error) {
 	if err := b.firstSync(ctx, subject.Options{Path: rec.Bin}); err != nil {
 		return nil, err
 	}
@@ -56,7 +63,8 @@ func (b *bench) record(ctx context.Context, v lab.Variant, rec *floor.Recorder) 
 	if b.run.CutOff {
 		return nil, nil
 	}
-	texts = &recorded{}
+	var texts recorded
+	var err error
 	if texts.firstSync, err = takeSettled(ctx, rec, calm); err != nil {
 		return nil, err
 	}
@@ -72,7 +80,7 @@ func (b *bench) record(ctx context.Context, v lab.Variant, rec *floor.Recorder) 
 			return nil, err
 		}
 	}
-	return texts, nil
+	return &texts, nil
 }
 
 // calm is how long at least nothing is recorded when a subject has finished.
@@ -100,20 +108,15 @@ func takeSettled(ctx context.Context, rec *floor.Recorder, calm time.Duration) (
 // maxReplays bounds how often one change is fed again.
 const maxReplays = 10
 
-// replay feeds what was recorded to bare commands on a new node.
-func (r *Rig) replay(ctx context.Context, v lab.Variant, texts *recorded, cfg Config) (f *report.Floor, err error) {
-	n, err := r.newNode(ctx, v)
+// replay feeds what was recorded to bare commands.
+func (b *bench) replay(ctx context.Context, texts *recorded) (*report.Floor, error) {
+	took, err := floor.Replay(ctx, b.node.NS, texts.firstSync)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, r.removeNode(ctx, n)) }()
-	took, err := floor.Replay(ctx, n.NS, texts.firstSync)
-	if err != nil {
-		return nil, err
-	}
-	f = &report.Floor{FirstSyncS: took.Seconds(), Restores: len(texts.firstSync)}
+	f := &report.Floor{FirstSyncS: took.Seconds(), Restores: len(texts.firstSync)}
 	var added, removed []time.Duration
-	for range min(cfg.Samples, maxReplays) {
+	for range min(b.Samples, maxReplays) {
 		for _, step := range []struct {
 			texts []floor.Restore
 			to    *[]time.Duration
@@ -121,7 +124,7 @@ func (r *Rig) replay(ctx context.Context, v lab.Variant, texts *recorded, cfg Co
 			if len(step.texts) == 0 {
 				continue
 			}
-			took, err := floor.Replay(ctx, n.NS, step.texts)
+			took, err := floor.Replay(ctx, b.node.NS, step.texts)
 			if err != nil {
 				return nil, err
 			}

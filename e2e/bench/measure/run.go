@@ -83,7 +83,7 @@ func (b *bench) all(ctx context.Context) error {
 	if err := b.firstSync(ctx, subject.Options{}); err != nil || b.run.CutOff {
 		return err
 	}
-	if err := b.memory(); err != nil {
+	if err := b.memory(ctx); err != nil {
 		return err
 	}
 	if b.Extent >= All {
@@ -165,8 +165,12 @@ func awaitAll(ctx context.Context, c probe.Client, plan workload.Plan, start tim
 
 const mib = 1 << 20
 
-// memory notes what the process has in memory after the first sync.
-func (b *bench) memory() error {
+// memory notes what the process has in memory after the first sync, once it has
+// had a second to give back what that alone needed.
+func (b *bench) memory(ctx context.Context) error {
+	if err := sleep(ctx, time.Second); err != nil {
+		return err
+	}
 	m, err := b.proc.Memory()
 	b.run.Memory = &report.Memory{SyncedMiB: float64(m.Resident) / mib, PeakMiB: float64(m.Peak) / mib}
 	return err
