@@ -27,6 +27,7 @@ func TestKernelHealthLate(t *testing.T) {
 	a := startAgentEnv(ctx, t, l.Nodes[0], lab.NFT, []string{commands.path()},
 		"--manifests", dir.path, "--iptables-sync-period", period.String())
 	begun()
+	a.waitLog(ctx, 0, 1, "Serving HTTP", "10256")
 	for _, path := range []string{"healthz", "livez"} {
 		for status := 0; status != http.StatusServiceUnavailable; {
 			var err error
