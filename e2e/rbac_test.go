@@ -109,7 +109,7 @@ func refusedInEvent(ctx context.Context, t *testing.T, c kubernetes.Interface, n
 		t.Fatal(err)
 	}
 	for {
-		if e := nextEvent(ctx, t, w); e.Series != nil && e.Series.Count == 2 {
+		if e := nextEvent(ctx, t, w); e.DeprecatedCount == 2 {
 			return
 		}
 	}

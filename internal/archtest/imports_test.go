@@ -56,6 +56,8 @@ var rules = []rule{
 		in: []string{"proxier", "proxier/health"}, ours: []string{"proxier/model"}, deny: slices.Concat(kernel, kubernetes), deep: true},
 	{name: "Kubernetes' types end at the sources",
 		in: []string{"..."}, but: []string{"proxier/source/...", "e2e/..."}, deny: kubernetes},
+	{name: "the agent does without the types of all APIs",
+		in: []string{"..."}, but: []string{"e2e/..."}, deny: []string{"k8s.io/client-go/kubernetes/...", "k8s.io/client-go/tools/events"}},
 	{name: "no mode depends on Kubernetes' types",
 		in: modes, deny: kubernetes, deep: true},
 	{name: "sources know the model, no mode and no kernel",

@@ -5,14 +5,21 @@ package apiserver
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/gentype"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/client-go/util/flowcontrol"
 )
 
 // Request limits of the client. Three watches need few requests; the figures
@@ -26,13 +33,28 @@ const (
 // and the process does not run in a pod that could find out by itself.
 var ErrNotInCluster = errors.New("no API server is named and this is not a pod of a cluster; name one with --kubeconfig FILE, or read objects from files with --manifests DIR")
 
+// Client asks an API server for what a Source reads, and writes its Events. It
+// is no clientset of client-go's, which brings along the types of all APIs: 10 MB
+// of a binary, and 8 MB of resident memory.
+type Client struct {
+	// server is its URL.
+	server         string
+	services       func(namespace string) lister[*corev1.ServiceList]
+	endpointSlices lister[*discoveryv1.EndpointSliceList]
+	serviceCIDRs   lister[*networkingv1.ServiceCIDRList]
+	nodes          lister[*corev1.NodeList]
+	events         func(namespace string) eventClient
+	// semantics tells client-go whether the server's lists can be streamed.
+	semantics any
+}
+
 // NewClient returns a client for the API server that the kubeconfig file
 // names, or for the server at the URL master, which overrides the file's. Where
 // both are empty it is the server of the cluster that the process runs in.
 // Version goes into the user agent, "fairlead/<version>".
 //
 // It connects to nothing yet. Errors are one line and say what to do.
-func NewClient(kubeconfig, master, version string) (kubernetes.Interface, error) {
+func NewClient(kubeconfig, master, version string) (*Client, error) {
 	config, err := loadConfig(kubeconfig, master)
 	if err != nil {
 		return nil, err
@@ -43,11 +65,81 @@ func NewClient(kubeconfig, master, version string) (kubernetes.Interface, error)
 	config.QPS = qps
 	config.Burst = burst
 	config.UserAgent = "fairlead/" + version
-	client, err := kubernetes.NewForConfig(config)
+	client, err := newClient(config)
 	if err != nil {
 		return nil, fmt.Errorf("make client for API server %s: %s", config.Host, oneLine(err))
 	}
 	return client, nil
+}
+
+func newClient(config *rest.Config) (*Client, error) {
+	groups, err := newGroups(config)
+	if err != nil {
+		return nil, err
+	}
+	core, err1 := groups.client(corev1.SchemeGroupVersion)
+	discovery, err2 := groups.client(discoveryv1.SchemeGroupVersion)
+	networking, err3 := groups.client(networkingv1.SchemeGroupVersion)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, err
+	}
+	params := groups.params
+	return &Client{
+		server: serverURL(core),
+		services: func(namespace string) lister[*corev1.ServiceList] {
+			return gentype.NewClientWithList("services", core, params, namespace, newOf[corev1.Service], newOf[corev1.ServiceList])
+		},
+		endpointSlices: gentype.NewClientWithList("endpointslices", discovery, params, "", newOf[discoveryv1.EndpointSlice], newOf[discoveryv1.EndpointSliceList]),
+		serviceCIDRs:   gentype.NewClientWithList("servicecidrs", networking, params, "", newOf[networkingv1.ServiceCIDR], newOf[networkingv1.ServiceCIDRList]),
+		nodes:          gentype.NewClientWithList("nodes", core, params, "", newOf[corev1.Node], newOf[corev1.NodeList]),
+		events: func(namespace string) eventClient {
+			return gentype.NewClient("events", core, params, namespace, newOf[corev1.Event])
+		},
+	}, nil
+}
+
+func newOf[T any]() *T { return new(T) }
+
+// serverURL returns the URL of a client's server.
+func serverURL(client rest.Interface) string {
+	u := client.Get().URL()
+	return u.Scheme + "://" + u.Host
+}
+
+// groups makes the clients of API groups, which share their connections and
+// their limits.
+type groups struct {
+	config rest.Config
+	http   *http.Client
+	params runtime.ParameterCodec
+}
+
+func newGroups(config *rest.Config) (*groups, error) {
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
+	}
+	g := &groups{config: *config, params: runtime.NewParameterCodec(scheme)}
+	g.config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	g.config.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(config.QPS, config.Burst)
+	g.http, err = rest.HTTPClientFor(config)
+	return g, err
+}
+
+// newScheme returns the types that a Client reads and writes.
+func newScheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	return s, errors.Join(corev1.AddToScheme(s), discoveryv1.AddToScheme(s), networkingv1.AddToScheme(s))
+}
+
+func (g *groups) client(version schema.GroupVersion) (rest.Interface, error) {
+	config := g.config
+	config.GroupVersion = &version
+	config.APIPath = "/apis"
+	if version.Group == "" {
+		config.APIPath = "/api"
+	}
+	return rest.RESTClientForConfigAndClient(&config, g.http)
 }
 
 func loadConfig(kubeconfig, master string) (*rest.Config, error) {

@@ -124,7 +124,7 @@ func TestNewClientAsksForProtobufUnderItsName(t *testing.T) {
 				t.Fatal(err)
 			}
 			got = nil
-			if _, err := client.CoreV1().Services("").List(t.Context(), metav1.ListOptions{}); err == nil {
+			if _, err := client.services("").List(t.Context(), metav1.ListOptions{}); err == nil {
 				t.Error("List succeeds")
 			}
 			if want := "fairlead/v1.2.3"; got.Get("User-Agent") != want {
@@ -133,7 +133,7 @@ func TestNewClientAsksForProtobufUnderItsName(t *testing.T) {
 			if want := "application/vnd.kubernetes.protobuf,application/json"; got.Get("Accept") != want {
 				t.Errorf("accepts %q, want %q", got.Get("Accept"), want)
 			}
-			if got := serverURL(client); got != server.URL {
+			if got := client.server; got != server.URL {
 				t.Errorf("server URL %q, want %q", got, server.URL)
 			}
 		})

@@ -9,13 +9,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/klog/v2"
 
@@ -27,10 +25,10 @@ import (
 const (
 	eventController = "fairlead"
 	eventReason     = "FairleadRefused"
-	eventAction     = "Refuse"
 )
 
-// Bounds of the texts of an Event in the API (v1.36), in bytes.
+// Bounds of the texts of an Event in the API group events.k8s.io (v1.36), in
+// bytes, which the core group takes, too.
 const (
 	maxEventNote     = 1024
 	maxEventInstance = 128
@@ -45,6 +43,10 @@ const (
 	// Events hold up its lists and watches by two seconds at most.
 	eventBurst      = burst
 	eventsPerSecond = 0.1
+	// objectBurst and objectEventsPerSecond bound those about one object, which
+	// may change every second and be refused as before.
+	objectBurst           = 2 * maxEvents
+	objectEventsPerSecond = 1. / 300
 )
 
 // subject is an object that Events can be about.
@@ -60,38 +62,33 @@ type subject struct {
 // and drops what is too much: the log has every refusal.
 type eventWriter struct {
 	ctx         context.Context // of the broadcaster, which takes none with an Event
-	broadcaster events.EventBroadcaster
-	recorder    events.EventRecorder
+	client      *Client
+	broadcaster record.EventBroadcaster
+	recorder    record.EventRecorder
 	limit       flowcontrol.PassiveRateLimiter
 }
 
 // startEvents returns an eventWriter that works until ctx is done. It is to be
 // stopped then.
-func startEvents(ctx context.Context, client kubernetes.Interface, nodeName string) (*eventWriter, error) {
-	broadcaster := events.NewBroadcaster(&eventSink{
-		EventSinkImpl: events.EventSinkImpl{Interface: client.EventsV1()},
-		instance:      nodeName[:min(len(nodeName), maxEventInstance)],
-		logger:        klog.FromContext(ctx),
-		now:           time.Now,
-	})
+func startEvents(ctx context.Context, client *Client, nodeName string) *eventWriter {
 	// The sink tells of errors; the broadcaster would with every single one.
-	if err := broadcaster.StartRecordingToSinkWithContext(klog.NewContext(ctx, klog.Logger{})); err != nil {
-		broadcaster.Shutdown()
-		return nil, fmt.Errorf("start to write events: %w", err)
-	}
+	broadcaster := record.NewBroadcaster(record.WithContext(klog.NewContext(ctx, klog.Logger{})),
+		record.WithCorrelatorOptions(record.CorrelatorOptions{BurstSize: objectBurst, QPS: objectEventsPerSecond}))
+	broadcaster.StartRecordingToSink(&eventSink{ctx: ctx, client: client.events, now: time.Now})
+	// The references to objects are complete, so that no scheme is asked for.
+	recorder := broadcaster.NewRecorder(runtime.NewScheme(), corev1.EventSource{
+		Component: eventController, Host: nodeName[:min(len(nodeName), maxEventInstance)],
+	})
 	return &eventWriter{
-		ctx:         ctx,
-		broadcaster: broadcaster,
-		recorder:    broadcaster.NewRecorder(scheme.Scheme, eventController),
-		limit:       flowcontrol.NewTokenBucketPassiveRateLimiter(eventsPerSecond, eventBurst),
-	}, nil
+		ctx: ctx, client: client, broadcaster: broadcaster, recorder: recorder,
+		limit: flowcontrol.NewTokenBucketPassiveRateLimiter(eventsPerSecond, eventBurst),
+	}
 }
 
 func (w *eventWriter) stop() { w.broadcaster.Shutdown() }
 
 // refused writes Events about what is refused of an object. Two with the same
-// field and version count as one that happened twice; so a new version with the
-// same refusals costs the API server next to nothing.
+// text count as one that happened twice.
 func (w *eventWriter) refused(s subject, refusals []source.Refusal) {
 	for i, refusal := range refusals[:min(len(refusals), maxEvents)] {
 		if !w.limit.TryAccept() {
@@ -101,10 +98,10 @@ func (w *eventWriter) refused(s subject, refusals []source.Refusal) {
 		if rest := len(refusals) - maxEvents; i == maxEvents-1 && rest > 0 {
 			more = fmt.Sprintf(" (and %d more of this object)", rest)
 		}
-		w.recorder.Eventf(&corev1.ObjectReference{
+		w.recorder.Event(&corev1.ObjectReference{
 			Kind: s.kind, APIVersion: s.apiVersion, Namespace: s.key.Namespace, Name: s.key.Name,
 			UID: s.uid, ResourceVersion: s.version, FieldPath: refusal.Field,
-		}, nil, corev1.EventTypeWarning, eventReason, eventAction, "%s", note(refusal.String(), more))
+		}, corev1.EventTypeWarning, eventReason, note(refusal.String(), more))
 	}
 }
 
@@ -114,20 +111,20 @@ const lookupTimeout = 10 * time.Second
 // warn writes one Event about a Service. Its identity, by which kubectl
 // describe finds its Events, is asked for by a list, which needs no permission
 // that the agent does not have anyway.
-func (w *eventWriter) warn(client kubernetes.Interface, key model.ObjectKey, warning model.Warning) {
+func (w *eventWriter) warn(key model.ObjectKey, warning model.Warning) {
 	ctx, cancel := context.WithTimeout(w.ctx, lookupTimeout)
 	defer cancel()
 	about := &corev1.ObjectReference{
 		Kind: source.KindService, APIVersion: "v1", Namespace: key.Namespace, Name: key.Name, FieldPath: warning.Field,
 	}
-	found, err := client.CoreV1().Services(key.Namespace).List(ctx, metav1.ListOptions{
+	found, err := w.client.services(key.Namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, key.Name).String(), Limit: 1,
 	})
 	if err == nil && len(found.Items) == 1 {
 		about.UID, about.ResourceVersion = found.Items[0].UID, found.Items[0].ResourceVersion
 	}
 	if w.ctx.Err() == nil {
-		w.recorder.Eventf(about, nil, corev1.EventTypeWarning, warning.Reason, eventAction, "%s", note(warning.Message, ""))
+		w.recorder.Event(about, corev1.EventTypeWarning, warning.Reason, note(warning.Message, ""))
 	}
 }
 
@@ -140,41 +137,47 @@ func note(line, more string) string {
 	return line + more
 }
 
-// eventSink sends Events to the API server, under the node's name: the recorder
-// knows only the host's, which may be another.
+// eventClient writes the Events of a namespace.
+type eventClient interface {
+	Create(ctx context.Context, event *corev1.Event, opts metav1.CreateOptions) (*corev1.Event, error)
+	Patch(ctx context.Context, name string, kind types.PatchType, data []byte, opts metav1.PatchOptions, subresources ...string) (*corev1.Event, error)
+}
+
+// eventSink sends Events to the API server.
 type eventSink struct {
-	events.EventSinkImpl
-	instance string
-	logger   klog.Logger
-	now      func() time.Time
+	ctx    context.Context // of the broadcaster
+	client func(namespace string) eventClient
+	now    func() time.Time
 
 	mu sync.Mutex
 	// told is when the log was last told of an error.
 	told time.Time
 }
 
-var _ events.EventSink = (*eventSink)(nil)
+var _ record.EventSink = (*eventSink)(nil)
 
 // Create creates the Event.
-func (s *eventSink) Create(ctx context.Context, event *eventsv1.Event) (*eventsv1.Event, error) {
-	// The broadcaster finds Events by what it has put into them.
-	event = event.DeepCopy()
-	event.ReportingInstance = s.instance
-	created, err := s.EventSinkImpl.Create(ctx, event)
-	s.tell(ctx, err)
+func (s *eventSink) Create(event *corev1.Event) (*corev1.Event, error) {
+	created, err := s.client(event.Namespace).Create(s.ctx, event, metav1.CreateOptions{})
+	s.tell(err)
 	return created, err
 }
 
+// Update is not needed: the broadcaster patches.
+func (s *eventSink) Update(event *corev1.Event) (*corev1.Event, error) {
+	return nil, fmt.Errorf("update event %s: not supported", event.Name)
+}
+
 // Patch makes the Event one that happened more than once.
-func (s *eventSink) Patch(ctx context.Context, event *eventsv1.Event, data []byte) (*eventsv1.Event, error) {
-	patched, err := s.EventSinkImpl.Patch(ctx, event, data)
-	s.tell(ctx, err)
+func (s *eventSink) Patch(event *corev1.Event, data []byte) (*corev1.Event, error) {
+	patched, err := s.client(event.Namespace).Patch(s.ctx, event.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{})
+	s.tell(err)
 	return patched, err
 }
 
 // tell logs an error, one a minute.
-func (s *eventSink) tell(ctx context.Context, err error) {
-	if err == nil || ctx.Err() != nil {
+func (s *eventSink) tell(err error) {
+	if err == nil || s.ctx.Err() != nil {
 		return
 	}
 	s.mu.Lock()
@@ -185,7 +188,7 @@ func (s *eventSink) tell(ctx context.Context, err error) {
 	}
 	s.mu.Unlock()
 	if tell {
-		s.logger.Error(nil, "Cannot write an Event about a refused value, only the log has it; let the agent create and patch events of events.k8s.io",
+		klog.FromContext(s.ctx).Error(nil, "Cannot write an Event about a refused value, only the log has it; let the agent create and patch events",
 			"reason", reasonOf(err))
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -33,7 +32,7 @@ import (
 // eventLog is what an API server has been sent of Events.
 type eventLog struct {
 	mu      sync.Mutex
-	created []*eventsv1.Event
+	created []*corev1.Event
 	patches []string
 	// err is the answer to what is sent.
 	err error
@@ -46,7 +45,7 @@ func recordEvents(client *fake.Clientset) *eventLog {
 	client.PrependReactor("create", "events", func(action kubetesting.Action) (bool, runtime.Object, error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		event := action.(kubetesting.CreateAction).GetObject().(*eventsv1.Event)
+		event := action.(kubetesting.CreateAction).GetObject().(*corev1.Event)
 		l.created = append(l.created, event)
 		return true, event, l.err
 	})
@@ -54,7 +53,7 @@ func recordEvents(client *fake.Clientset) *eventLog {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.patches = append(l.patches, string(action.(kubetesting.PatchAction).GetPatch()))
-		return true, &eventsv1.Event{}, l.err
+		return true, &corev1.Event{}, l.err
 	})
 	return l
 }
@@ -67,13 +66,13 @@ func (l *eventLog) fail(err error) {
 
 // take returns the Events created since it was last called, in the order of
 // their texts, and the number of patches.
-func (l *eventLog) take() (created []*eventsv1.Event, patches []string) {
+func (l *eventLog) take() (created []*corev1.Event, patches []string) {
 	synctest.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	created, patches = l.created, l.patches
 	l.created, l.patches = nil, nil
-	slices.SortFunc(created, func(a, b *eventsv1.Event) int { return strings.Compare(a.Note, b.Note) })
+	slices.SortFunc(created, func(a, b *corev1.Event) int { return strings.Compare(a.Message, b.Message) })
 	return created, patches
 }
 
@@ -91,17 +90,18 @@ func TestEventsAboutEachKind(t *testing.T) {
 		slice.UID = "slice-uid"
 		node := ownNodeObject("6")
 		node.UID, node.Labels = "node-uid", map[string]string{source.LabelZone: "a b"}
-		client := newClient(web(version("4"), uid("service-uid"), external("10.96.0.10")), slice, node)
+		client := newFake(web(version("4"), uid("service-uid"), external("10.96.0.10")), slice, node)
 		log := recordEvents(client)
 		startSource(t, client, nil)
-		event := func(namespace, note string, regarding corev1.ObjectReference) *eventsv1.Event {
-			return &eventsv1.Event{
-				ObjectMeta:          metav1.ObjectMeta{Namespace: namespace},
+		event := func(namespace, note string, regarding corev1.ObjectReference) *corev1.Event {
+			return &corev1.Event{
+				ObjectMeta: metav1.ObjectMeta{Namespace: namespace}, Count: 1,
+				Source:              corev1.EventSource{Component: "fairlead", Host: nodeName},
 				ReportingController: "fairlead", ReportingInstance: nodeName,
-				Action: "Refuse", Reason: "FairleadRefused", Type: "Warning", Regarding: regarding, Note: note,
+				Reason: "FairleadRefused", Type: "Warning", InvolvedObject: regarding, Message: note,
 			}
 		}
-		want := []*eventsv1.Event{
+		want := []*corev1.Event{
 			event("shop", `EndpointSlice "shop/web-1": endpoints[0].addresses[0] "127.0.0.1": is a loopback address`, corev1.ObjectReference{
 				Kind: "EndpointSlice", APIVersion: "discovery.k8s.io/v1", Namespace: "shop", Name: "web-1", UID: "slice-uid",
 				ResourceVersion: "5", FieldPath: "endpoints[0].addresses[0]"}),
@@ -115,10 +115,10 @@ func TestEventsAboutEachKind(t *testing.T) {
 		}
 		got, patches := log.take()
 		for _, e := range got {
-			if e.EventTime.IsZero() || !strings.HasPrefix(e.Name, e.Regarding.Name+".") {
-				t.Errorf("Event %q of %v", e.Name, e.EventTime)
+			if e.FirstTimestamp.IsZero() || e.LastTimestamp.IsZero() || !strings.HasPrefix(e.Name, e.InvolvedObject.Name+".") {
+				t.Errorf("Event %q of %v to %v", e.Name, e.FirstTimestamp, e.LastTimestamp)
 			}
-			e.EventTime, e.Name = metav1.MicroTime{}, ""
+			e.FirstTimestamp, e.LastTimestamp, e.Name = metav1.Time{}, metav1.Time{}, ""
 		}
 		if diff := cmp.Diff(want, got); diff != "" || len(patches) > 0 {
 			t.Errorf("%d patches, Events (-want +got):\n%s", len(patches), diff)
@@ -128,7 +128,7 @@ func TestEventsAboutEachKind(t *testing.T) {
 
 func TestEventsOncePerVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := newClient(web(external("127.0.0.1")))
+		client := newFake(web(external("127.0.0.1")))
 		log := recordEvents(client)
 		startSource(t, client, nil)
 		update := func(changes ...func(*corev1.Service)) {
@@ -138,28 +138,30 @@ func TestEventsOncePerVersion(t *testing.T) {
 			name             string
 			do               func()
 			created, patched int
+			count            int // of the first patch
 		}{
-			{"the first list", func() {}, 1, 0},
-			{"resyncs", func() { time.Sleep(3 * DefaultSyncPeriod) }, 0, 0},
-			{"a version with another refusal", func() { update(version("2"), external("127.0.0.2")) }, 1, 0},
-			{"one with the same", func() { update(version("3"), external("127.0.0.2")) }, 0, 1},
+			{"the first list", func() {}, 1, 0, 0},
+			{"resyncs", func() { time.Sleep(3 * DefaultSyncPeriod) }, 0, 0, 0},
+			{"a version with another refusal", func() { update(version("2"), external("127.0.0.2")) }, 1, 0, 0},
+			{"one with the same", func() { update(version("3"), external("127.0.0.2")) }, 0, 1, 2},
 			{"many more with the same", func() {
 				for i := range 5 {
 					update(version(fmt.Sprint(i+4)), external("127.0.0.2"))
 				}
-			}, 0, 0}, // counted, and told with the next patch
-			{"a good one", func() { update(version("10")) }, 0, 0},
-			{"one as bad as before", func() { update(version("11"), external("127.0.0.2")) }, 1, 0},
+			}, 0, objectBurst - 2, 3}, // all counted, and told with the next patch
+			{"a good one", func() { update(version("10")) }, 0, 0, 0},
+			{"one as bad as before, later", func() {
+				time.Sleep(10 * time.Minute)
+				update(version("11"), external("127.0.0.2"))
+			}, 0, 1, 8},
 		} {
 			step.do()
 			created, patches := log.take()
 			if len(created) != step.created || len(patches) != step.patched {
 				t.Errorf("%s: created %v, patched %v; want %d and %d", step.name, created, patches, step.created, step.patched)
 			}
-			for _, patch := range patches {
-				if !strings.HasPrefix(patch, `{"series":{"count":2,`) {
-					t.Errorf("%s: patched %s", step.name, patch)
-				}
+			if len(patches) > 0 && !strings.HasPrefix(patches[0], fmt.Sprintf(`{"count":%d,`, step.count)) {
+				t.Errorf("%s: patched %s, want a count of %d", step.name, patches[0], step.count)
 			}
 		}
 	})
@@ -167,7 +169,7 @@ func TestEventsOncePerVersion(t *testing.T) {
 
 func TestEventsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := newClient()
+		client := newFake()
 		log := recordEvents(client)
 		startSource(t, client, nil)
 		slice := func(i int) *discoveryv1.EndpointSlice {
@@ -183,7 +185,7 @@ func TestEventsAreBounded(t *testing.T) {
 		created, _ := log.take()
 		var notes []string
 		for _, e := range created {
-			notes = append(notes, e.Note)
+			notes = append(notes, e.Message)
 		}
 		refusal := func(i int) string {
 			return fmt.Sprintf(`EndpointSlice "shop/web-000": endpoints[%d].addresses[0] "127.0.0.1": is a loopback address`, i)
@@ -210,9 +212,9 @@ func TestEventsAreBounded(t *testing.T) {
 
 func TestEventsThatCannotBeWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := newClient()
+		client := newFake()
 		log := recordEvents(client)
-		log.fail(apierrors.NewForbidden(schema.GroupResource{Group: "events.k8s.io", Resource: "events"}, "", errors.New("no such rule")))
+		log.fail(apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "", errors.New("no such rule")))
 		r := startSource(t, client, nil)
 		n := 0
 		create := func() {
@@ -242,7 +244,7 @@ func TestEventsThatCannotBeWritten(t *testing.T) {
 		time.Sleep(15 * time.Second)
 		log.fail(nil)
 		time.Sleep(time.Minute)
-		if created, _ := log.take(); len(created) < 2 || len(created) > 3 {
+		if created, _ := log.take(); len(created) < 2 || len(created) > 4 {
 			t.Errorf("%d attempts, want some until one succeeds", len(created))
 		}
 	})
@@ -251,13 +253,10 @@ func TestEventsThatCannotBeWritten(t *testing.T) {
 // The API server takes no Event whose texts are too long.
 func TestEventTextsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := newClient()
+		client := newFake()
 		log := recordEvents(client)
 		ctx := klog.NewContext(t.Context(), sourcetest.NewLog(t).Logger())
-		w, err := startEvents(ctx, client, strings.Repeat("n", 253))
-		if err != nil {
-			t.Fatal(err)
-		}
+		w := startEvents(ctx, clientOf(client), strings.Repeat("n", 253))
 		defer w.stop()
 		hostile := strings.Repeat("\n\"\xff%s", 100)
 		key := model.ObjectKey{Namespace: strings.Repeat("n", 63), Name: strings.Repeat("s", 253)}
@@ -272,11 +271,11 @@ func TestEventTextsAreBounded(t *testing.T) {
 			t.Errorf("%d Events, want %d", len(created), maxEvents)
 		}
 		for _, e := range created {
-			if len(e.Note) > maxEventNote || len(e.ReportingInstance) > maxEventInstance || len(e.Name) > 253 {
-				t.Errorf("note of %d, instance of %d, name of %d bytes", len(e.Note), len(e.ReportingInstance), len(e.Name))
+			if len(e.Message) > maxEventNote || len(e.ReportingInstance) > maxEventInstance || len(e.Name) > 253 {
+				t.Errorf("note of %d, instance of %d, name of %d bytes", len(e.Message), len(e.ReportingInstance), len(e.Name))
 			}
-			if strings.ContainsFunc(e.Note, func(c rune) bool { return c < ' ' || c > '~' }) || strings.Contains(e.Note, "%!") {
-				t.Errorf("note %q", e.Note)
+			if strings.ContainsFunc(e.Message, func(c rune) bool { return c < ' ' || c > '~' }) || strings.Contains(e.Message, "%!") {
+				t.Errorf("note %q", e.Message)
 			}
 		}
 	})

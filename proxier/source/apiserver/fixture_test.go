@@ -45,7 +45,7 @@ func startSource(t *testing.T, client *fake.Clientset, metrics *source.Metrics) 
 // node's name.
 func start(t *testing.T, client *fake.Clientset, config Config) *run {
 	t.Helper()
-	config.Client, config.NodeName = client, nodeName
+	config.Client, config.NodeName = clientOf(client), nodeName
 	s, err := New(config)
 	if err != nil {
 		t.Fatal(err)
@@ -132,4 +132,16 @@ func ownNodeObject(version string, taints ...corev1.Taint) *corev1.Node {
 	}
 }
 
-func newClient(objects ...runtime.Object) *fake.Clientset { return fake.NewClientset(objects...) }
+func newFake(objects ...runtime.Object) *fake.Clientset { return fake.NewClientset(objects...) }
+
+// clientOf returns a Client of a fake API server.
+func clientOf(f *fake.Clientset) *Client {
+	return &Client{
+		services:       func(namespace string) lister[*corev1.ServiceList] { return f.CoreV1().Services(namespace) },
+		endpointSlices: f.DiscoveryV1().EndpointSlices(""),
+		serviceCIDRs:   f.NetworkingV1().ServiceCIDRs(),
+		nodes:          f.CoreV1().Nodes(),
+		events:         func(namespace string) eventClient { return f.CoreV1().Events(namespace) },
+		semantics:      f,
+	}
+}

@@ -119,7 +119,7 @@ func TestLinkTakesAnswersForNoFailure(t *testing.T) {
 // status, and the log stays readable.
 func TestServerGoesAwayAndComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := newClient(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1"))
+		client := newFake(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1"))
 		var away atomic.Bool
 		down := errors.New("connect: connection refused")
 		client.PrependReactor("list", "*", func(kubetesting.Action) (bool, runtime.Object, error) {

@@ -9,7 +9,6 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
 	"fairlead/proxier/source"
@@ -41,7 +40,7 @@ type outcomes interface {
 
 // listWatch returns the requests of an informer for the selected objects of
 // one resource. The outcome of each goes to the link.
-func listWatch[L runtime.Object](client kubernetes.Interface, link outcomes, resource string, from lister[L], selector metav1.ListOptions) cache.ListerWatcher {
+func listWatch[L runtime.Object](client *Client, link outcomes, resource string, from lister[L], selector metav1.ListOptions) cache.ListerWatcher {
 	selected := func(opts metav1.ListOptions) metav1.ListOptions {
 		opts.LabelSelector = selector.LabelSelector
 		opts.FieldSelector = selector.FieldSelector
@@ -66,24 +65,24 @@ func listWatch[L runtime.Object](client kubernetes.Interface, link outcomes, res
 			return w, nil
 		},
 	}
-	return cache.ToListWatcherWithWatchListSemantics(lw, client)
+	return cache.ToListWatcherWithWatchListSemantics(lw, client.semantics)
 }
 
-func services(client kubernetes.Interface, link *link) cache.ListerWatcher {
-	return listWatch(client, link, "services", client.CoreV1().Services(metav1.NamespaceAll),
+func services(client *Client, link *link) cache.ListerWatcher {
+	return listWatch(client, link, "services", client.services(metav1.NamespaceAll),
 		metav1.ListOptions{LabelSelector: serviceLabels, FieldSelector: serviceFields})
 }
 
-func endpointSlices(client kubernetes.Interface, link *link) cache.ListerWatcher {
-	return listWatch(client, link, "endpointslices", client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll),
+func endpointSlices(client *Client, link *link) cache.ListerWatcher {
+	return listWatch(client, link, "endpointslices", client.endpointSlices,
 		metav1.ListOptions{LabelSelector: endpointLabels})
 }
 
-func serviceCIDRs(client kubernetes.Interface, link *optional) cache.ListerWatcher {
-	return listWatch(client, link, "servicecidrs", client.NetworkingV1().ServiceCIDRs(), metav1.ListOptions{})
+func serviceCIDRs(client *Client, link *optional) cache.ListerWatcher {
+	return listWatch(client, link, "servicecidrs", client.serviceCIDRs, metav1.ListOptions{})
 }
 
-func node(client kubernetes.Interface, link *link, name string) cache.ListerWatcher {
-	return listWatch(client, link, "nodes", client.CoreV1().Nodes(),
+func node(client *Client, link *link, name string) cache.ListerWatcher {
+	return listWatch(client, link, "nodes", client.nodes,
 		metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()})
 }

@@ -50,7 +50,7 @@ var comparePrefix = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 
 func TestServiceCIDRs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := startSource(t, newClient(ownNodeObject("1"), serviceCIDRObject("1", "10.96.0.0/16")), nil)
+		r := startSource(t, newFake(ownNodeObject("1"), serviceCIDRObject("1", "10.96.0.0/16")), nil)
 		steps := r.Steps()
 		last := len(steps) - 1
 		for i, step := range steps {
@@ -99,7 +99,7 @@ func TestServiceCIDRsCannotBeRead(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var mended atomic.Bool
-				client := newClient(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1"), serviceCIDRObject("1", "10.96.0.0/16"))
+				client := newFake(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1"), serviceCIDRObject("1", "10.96.0.0/16"))
 				client.PrependReactor("list", resource.Resource, func(kubetesting.Action) (bool, runtime.Object, error) {
 					return !mended.Load(), nil, tt.err
 				})
@@ -133,7 +133,7 @@ func TestServiceCIDRsCannotBeRead(t *testing.T) {
 // in trouble.
 func TestServiceCIDRsForbiddenLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := newClient(serviceCIDRObject("1", "10.96.0.0/16"))
+		client := newFake(serviceCIDRObject("1", "10.96.0.0/16"))
 		var forbidden atomic.Bool
 		err := apierrors.NewForbidden(schema.GroupResource{Resource: "servicecidrs"}, "", errors.New("no"))
 		first := watch.NewFake()

@@ -15,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
@@ -30,7 +29,7 @@ const DefaultSyncPeriod = 15 * time.Minute
 // Config says what to read, and from where.
 type Config struct {
 	// Client talks to the API server; see NewClient.
-	Client kubernetes.Interface
+	Client *Client
 	// NodeName is the name of the Node that the agent runs on.
 	NodeName string
 	// SyncPeriod is how often the informers compare every object again; 0
@@ -70,19 +69,8 @@ func New(config Config) (*Source, error) {
 	return &Source{
 		config:   config,
 		reporter: source.NewReporter(config.Metrics),
-		link:     newLink(serverURL(config.Client), time.Now),
+		link:     newLink(config.Client.server, time.Now),
 	}, nil
-}
-
-// serverURL returns the URL of the client's server, empty where the client is
-// not a real one.
-func serverURL(client kubernetes.Interface) string {
-	real, ok := client.(*kubernetes.Clientset)
-	if !ok {
-		return ""
-	}
-	u := real.CoreV1().RESTClient().Get().URL()
-	return u.Scheme + "://" + u.Host
 }
 
 // Run delivers objects to sink until ctx is done and returns nil. While the
@@ -96,10 +84,7 @@ func serverURL(client kubernetes.Interface) string {
 func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	ctx, cancel := context.WithCancel(klog.NewContext(ctx, klog.FromContext(ctx).WithName("apiserver")))
 	defer cancel()
-	events, err := startEvents(ctx, s.config.Client, s.config.NodeName)
-	if err != nil {
-		return err
-	}
+	events := startEvents(ctx, s.config.Client, s.config.NodeName)
 	s.events.Store(events)
 	defer s.events.Store(nil)
 	defer events.stop()
@@ -228,7 +213,7 @@ func (s *Source) node(ctx context.Context, events *eventWriter, own *ownNode) (i
 // run, and is bounded as all Events are.
 func (s *Source) Warn(service model.ObjectKey, warning model.Warning) {
 	if w := s.events.Load(); w != nil && w.limit.TryAccept() {
-		go w.warn(s.config.Client, service, warning)
+		go w.warn(service, warning)
 	}
 }
 

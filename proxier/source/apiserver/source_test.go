@@ -30,7 +30,7 @@ import (
 
 func TestStatusComesAfterTheLastObjectOfTheFirstList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := startSource(t, newClient(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1")), nil)
+		r := startSource(t, newFake(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1")), nil)
 		services, slices := 0, 0
 		for _, step := range r.Steps() {
 			services += len(step.Services)
@@ -56,7 +56,7 @@ func TestStatusWaitsForBothKinds(t *testing.T) {
 	for _, missing := range []string{"services", "endpointslices"} {
 		t.Run(missing, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				client := newClient(web(), webSlice("1", "10.244.1.5"))
+				client := newFake(web(), webSlice("1", "10.244.1.5"))
 				client.PrependReactor("list", missing, func(kubetesting.Action) (bool, runtime.Object, error) {
 					return true, nil, errors.New("not today")
 				})
@@ -75,7 +75,7 @@ func TestStatusWaitsForBothKinds(t *testing.T) {
 
 func TestUpdatesAndDeletes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := startSource(t, newClient(web(), webSlice("1", "10.244.1.5")), nil)
+		r := startSource(t, newFake(web(), webSlice("1", "10.244.1.5")), nil)
 		ctx, services, slices := t.Context(), r.client.CoreV1().Services("shop"), r.client.DiscoveryV1().EndpointSlices("shop")
 		for _, step := range []struct {
 			name string
@@ -163,7 +163,7 @@ func TestUpdatesAndDeletes(t *testing.T) {
 
 func TestNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := startSource(t, newClient(), nil)
+		r := startSource(t, newFake(), nil)
 		nodes := r.client.CoreV1().Nodes()
 		told := func(what string, want *model.NodeChange) {
 			t.Helper()
@@ -204,7 +204,7 @@ func TestStatusWaitsForTheNode(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				client := newClient(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1"))
+				client := newFake(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1"))
 				refuse := func(kubetesting.Action) (bool, runtime.Object, error) {
 					return time.Since(began) < tt.refused, nil, errors.New("not today")
 				}
@@ -233,7 +233,7 @@ func TestStatusWaitsForTheNode(t *testing.T) {
 
 func TestSelectors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := startSource(t, newClient(), nil)
+		r := startSource(t, newFake(), nil)
 		type selectors struct{ Labels, Fields string }
 		want := map[string]selectors{
 			"services":       {Labels: "!service.kubernetes.io/service-proxy-name", Fields: "spec.clusterIP!=None"},
@@ -272,7 +272,7 @@ func TestSelectors(t *testing.T) {
 // a deletion, what stayed the same not at all.
 func TestWhatVanishedWhileNotWatchingIsDeleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := newClient(web())
+		client := newFake(web())
 		broken := watch.NewFake()
 		client.PrependWatchReactor("services", once(func(kubetesting.Action) (bool, watch.Interface, error) {
 			return true, broken, nil
@@ -303,7 +303,7 @@ func TestWhatVanishedWhileNotWatchingIsDeleted(t *testing.T) {
 
 func TestResyncDeliversNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := startSource(t, newClient(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1")), nil)
+		r := startSource(t, newFake(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1")), nil)
 		before := len(r.Steps())
 		time.Sleep(3 * DefaultSyncPeriod)
 		synctest.Wait()
@@ -316,7 +316,7 @@ func TestResyncDeliversNothing(t *testing.T) {
 func TestRefusalsAreToldOncePerVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reg := prometheus.NewPedanticRegistry()
-		r := startSource(t, newClient(webSlice("1", "127.0.0.1", "10.244.1.5")), source.NewMetrics(reg))
+		r := startSource(t, newFake(webSlice("1", "127.0.0.1", "10.244.1.5")), source.NewMetrics(reg))
 		time.Sleep(3 * DefaultSyncPeriod)
 		synctest.Wait()
 		refused := r.logs.Matching("Refused")
@@ -341,7 +341,7 @@ fairlead_objects_refused_total{kind="ServiceCIDR"} 0
 func TestPolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		svc := web(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"10.96.0.99", "192.0.2.1"} })
-		r := start(t, newClient(svc), Config{Policy: source.Policy{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}}})
+		r := start(t, newFake(svc), Config{Policy: source.Policy{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}}})
 		r.WaitFor("the address that is left", func(s *sourcetest.State) bool {
 			return s.Services[webKey] != nil && slices.Equal(s.Services[webKey].ExternalIPs, []netip.Addr{netip.MustParseAddr("192.0.2.1")})
 		})
@@ -356,8 +356,8 @@ func TestNewSaysWhatIsMissing(t *testing.T) {
 		want   string
 	}{
 		{"client", Config{NodeName: "n"}, "make API server source: no client"},
-		{"node name", Config{Client: newClient()}, "make API server source: no node name"},
-		{"sync period", Config{Client: newClient(), NodeName: "n", SyncPeriod: -1}, "make API server source: sync period -1ns is negative"},
+		{"node name", Config{Client: clientOf(newFake())}, "make API server source: no node name"},
+		{"sync period", Config{Client: clientOf(newFake()), NodeName: "n", SyncPeriod: -1}, "make API server source: sync period -1ns is negative"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if _, err := New(tt.config); err == nil || err.Error() != tt.want {

@@ -16,12 +16,12 @@ import (
 )
 
 // TestWarn: what is found out after the source is an Event on the Service as it
-// is then, one for each field, and nothing happens while no source runs.
+// is then, one for each text, and nothing happens while no source runs.
 func TestWarn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := newClient(web(version("4"), uid("service-uid")))
+		client := newFake(web(version("4"), uid("service-uid")))
 		log := recordEvents(client)
-		s, err := New(Config{Client: client, NodeName: nodeName})
+		s, err := New(Config{Client: clientOf(client), NodeName: nodeName})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,6 +37,7 @@ func TestWarn(t *testing.T) {
 		warn("shop", "spec.a", "1 first")
 		warn("shop", "spec.b", "2 another field")
 		warn("shop", "spec.b", "3 the same field")
+		warn("shop", "spec.b", "3 the same field")
 		warn("empty", "spec.a", "4 a Service that is gone")
 
 		about := func(namespace, field string) corev1.ObjectReference {
@@ -51,14 +52,14 @@ func TestWarn(t *testing.T) {
 			Note      string
 			Regarding corev1.ObjectReference
 		}
-		want := []event{{"1 first", known("spec.a")}, {"2 another field", known("spec.b")}, {"4 a Service that is gone", about("empty", "spec.a")}}
+		want := []event{{"1 first", known("spec.a")}, {"2 another field", known("spec.b")}, {"3 the same field", known("spec.b")}, {"4 a Service that is gone", about("empty", "spec.a")}}
 		created, patches := log.take()
 		var got []event
 		for _, e := range created {
 			if e.Reason != "Odd" || e.Type != corev1.EventTypeWarning || e.ReportingInstance != nodeName {
 				t.Errorf("got the Event %+v", e)
 			}
-			got = append(got, event{e.Note, e.Regarding})
+			got = append(got, event{e.Message, e.InvolvedObject})
 		}
 		if diff := cmp.Diff(want, got); diff != "" || len(patches) != 1 {
 			t.Errorf("%d patches, want 1; Events (-want +got):\n%s", len(patches), diff)
