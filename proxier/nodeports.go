@@ -24,7 +24,7 @@ type NodePortAddresses struct {
 // the node's interfaces and its own, which may be invalid.
 func (n NodePortAddresses) resolve(f model.Family, addrs []netip.Addr, nodeIP netip.Addr) NodePorts {
 	switch {
-	case n.Primary && nodeIP.IsValid():
+	case n.Primary && nodeIP.IsValid() && !nodeIP.IsLoopback(): // which others reach
 		return NodePorts{Addrs: []netip.Addr{nodeIP}}
 	case n.Primary:
 		return NodePorts{}

@@ -40,6 +40,11 @@ func TestNodePortAddresses(t *testing.T) {
 			}
 		})
 	}
+	for _, ip := range []netip.Addr{{}, netip.MustParseAddr("127.0.0.1")} {
+		if got := (NodePortAddresses{Primary: true}).resolve(model.IPv4, addrs, ip); !got.Equal(NodePorts{}) {
+			t.Errorf("the node's own, which is %v: got %+v, want none", ip, got)
+		}
+	}
 }
 
 func parseAddrs(s ...string) []netip.Addr {
