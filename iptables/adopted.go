@@ -17,19 +17,17 @@ import (
 // gone since are known from here alone.
 func (m *Mode) AdoptedUDP() []netip.AddrPort { return m.adopted }
 
-// adopt notes what AdoptedUDP returns. An error is left to the first Apply,
-// which reads the same rules.
-func (m *Mode) adopt(ctx context.Context) {
-	if m.started {
-		return
-	}
+// adopt notes what AdoptedUDP returns, and tells whether that is known. An error
+// is left to Apply, which reads the same rules.
+func (m *Mode) adopt(ctx context.Context) bool {
 	seen := map[netip.AddrPort]bool{}
-	_ = m.engine.Existing(ctx, ruleset.NAT, func(r ruleset.Rule) {
+	err := m.engine.Existing(ctx, ruleset.NAT, func(r ruleset.Rule) {
 		if ap, ok := udpDestination(r); ok && !seen[ap] {
 			seen[ap] = true
 			m.adopted = append(m.adopted, ap)
 		}
 	})
+	return err == nil
 }
 
 // udpDestination returns the address and port that a dispatch rule for UDP

@@ -39,8 +39,9 @@ type Mode struct {
 	node proxier.NodeState
 	// started is set once the fixed chains are staged.
 	started bool
-	// adopted is what AdoptedUDP returns.
+	// adopted is what AdoptedUDP returns, once it is known.
 	adopted []netip.AddrPort
+	known   bool
 }
 
 // portState is what is known of a port that has been rendered. What is in its
@@ -67,9 +68,11 @@ func New(cfg RenderConfig, engine *ruleset.Engine, sets Sets, metrics *Metrics) 
 // Sync implements proxier.Mode.
 func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, error) {
 	start := time.Now()
-	m.adopt(ctx)
 	m.sets.made = 0
 	m.engine.Stage(m.stage(d)) // the sets are there before the rules that name them
+	if !m.known {
+		m.known = m.adopt(ctx) // what is read is compared with what is wanted as it comes
+	}
 	res, err := m.engine.Apply(ctx, ruleset.Options{Prune: d.Prune, Verify: d.Verify, Settle: d.Settle})
 	if err == nil && d.Prune {
 		m.sets.destroy()

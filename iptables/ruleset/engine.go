@@ -261,12 +261,13 @@ func (e *Engine) commit(ctx context.Context, p *plan, res *Result) error {
 
 // run commits one transaction.
 func (e *Engine) run(ctx context.Context, t transaction, res *Result) error {
-	text := t.text()
-	if len(text) == 0 {
+	if t.empty() {
 		return nil
 	}
-	klog.FromContext(ctx).V(6).Info("Restoring rules", "input", string(text))
-	if err := e.restore(ctx, t, text); err != nil {
+	if log := klog.FromContext(ctx).V(6); log.Enabled() {
+		log.Info("Restoring rules", "input", t.text())
+	}
+	if err := e.restore(ctx, t); err != nil {
 		e.loaded = false
 		res.Failures++
 		return fmt.Errorf("restore rules: %w", err)
@@ -283,13 +284,15 @@ func (e *Engine) run(ctx context.Context, t transaction, res *Result) error {
 }
 
 // restore runs the command for a transaction, and tells the watcher what it did.
-func (e *Engine) restore(ctx context.Context, t transaction, text []byte) error {
+func (e *Engine) restore(ctx context.Context, t transaction) error {
+	input := t.stream()
+	defer input.Close()
 	if e.watcher == nil {
-		return e.cmds.restore(ctx, e.exec, text, nil)
+		return e.cmds.restore(ctx, e.exec, input, nil)
 	}
 	done := Committed{}
 	e.watcher.Begin()
-	err := e.cmds.restore(ctx, e.exec, text, func(pid int) { done.PID = pid })
+	err := e.cmds.restore(ctx, e.exec, input, func(pid int) { done.PID = pid })
 	if done.OK = err == nil; done.OK {
 		done.Sections, done.Growth = e.kernel.effect(t)
 	}

@@ -152,11 +152,11 @@ const lockWait = "5"
 
 // restore feeds input to the restore command. Chains that it does not name
 // stay as they are, and each table commits as a whole or not at all.
-func (c Commands) restore(ctx context.Context, x Exec, input []byte, started func(pid int)) error {
+func (c Commands) restore(ctx context.Context, x Exec, input io.Reader, started func(pid int)) error {
 	return x.Run(ctx, Command{
 		Name:  c.Restore,
 		Args:  []string{"--noflush", "-w", lockWait},
-		Stdin: bytes.NewReader(input), Started: started,
+		Stdin: input, Started: started,
 	})
 }
 

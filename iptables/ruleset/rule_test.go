@@ -180,7 +180,7 @@ func TestSectionTextOfRestore(t *testing.T) {
 -X KUBE-OLD
 COMMIT
 `
-	got := string(transaction{{table: Filter}, s}.text())
+	got := transaction{{table: Filter}, s}.text()
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("text of a restore (-want +got):\n%s", diff)
 	}

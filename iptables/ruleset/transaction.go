@@ -3,7 +3,8 @@
 package ruleset
 
 import (
-	"bytes"
+	"bufio"
+	"io"
 	"slices"
 	"strings"
 )
@@ -57,22 +58,43 @@ func (s *section) cost() int {
 // after the other, each as a whole or not at all.
 type transaction []section
 
-// text returns the transaction in the restore format. Chains are declared
-// sorted, and before any rule: a rule may jump to a chain that the same
-// transaction makes, and the legacy command is faster on sorted input.
-func (t transaction) text() []byte {
-	var b bytes.Buffer
+func (t transaction) empty() bool {
+	return !slices.ContainsFunc(t, func(s section) bool { return !s.empty() })
+}
+
+// text returns the transaction in the restore format.
+func (t transaction) text() string {
+	var b strings.Builder
 	for i := range t {
 		t[i].writeTo(&b)
 	}
-	return b.Bytes()
+	return b.String()
 }
 
-func (s *section) writeTo(b *bytes.Buffer) {
+// stream returns the text as it is read: at 10,000 Services it has 40 MB. The
+// reader must be closed.
+func (t transaction) stream() io.ReadCloser {
+	r, w := io.Pipe()
+	go func() {
+		b := bufio.NewWriterSize(w, 64<<10)
+		for i := range t {
+			t[i].writeTo(b)
+		}
+		w.CloseWithError(b.Flush()) // nil is the end
+	}()
+	return r
+}
+
+// writeTo writes the section in the restore format. Chains are declared sorted,
+// and before any rule: a rule may jump to a chain that the same transaction
+// makes, and the legacy command is faster on sorted input. What w cannot take it
+// is to tell at its end.
+func (s *section) writeTo(w io.StringWriter) {
 	if s.empty() {
 		return
 	}
-	b.WriteString("*" + string(s.table) + "\n")
+	b := lines{w}
+	b.put("*", string(s.table))
 	slices.SortFunc(s.write, func(x, y chainWrite) int { return strings.Compare(x.name, y.name) })
 	slices.Sort(s.drop)
 	declare := make([]string, 0, len(s.write)+len(s.drop))
@@ -82,30 +104,45 @@ func (s *section) writeTo(b *bytes.Buffer) {
 	declare = append(declare, s.drop...)
 	slices.Sort(declare)
 	for _, name := range declare {
-		b.WriteString(":" + name + " - [0:0]\n")
+		b.put(":", name, " - [0:0]")
 	}
 	for _, w := range s.write {
 		for _, r := range w.chain.Rules {
-			b.WriteString(appendLine(w.name, r))
+			_, _ = b.WriteString("-A ")
+			if r == "" {
+				b.put(w.name)
+			} else {
+				b.put(w.name, " ", string(r))
+			}
 		}
 	}
 	for _, name := range s.create {
-		b.WriteString("-N " + name + "\n")
+		b.put("-N ", name)
 	}
 	for _, j := range s.insert {
-		b.WriteString("-I " + j.Name + " " + string(j.Rule) + "\n")
+		b.put("-I ", j.Name, " ", string(j.Rule))
 	}
 	for _, j := range s.remove {
-		b.WriteString("-D " + j.Name + " " + string(j.Rule) + "\n")
+		b.put("-D ", j.Name, " ", string(j.Rule))
 	}
 	slices.SortFunc(s.trim, func(x, y chainTrim) int { return strings.Compare(x.name, y.name) })
 	for _, tr := range s.trim {
 		for _, r := range tr.gone {
-			b.WriteString("-D " + tr.name + " " + string(r) + "\n")
+			b.put("-D ", tr.name, " ", string(r))
 		}
 	}
 	for _, name := range s.drop {
-		b.WriteString("-X " + name + "\n")
+		b.put("-X ", name)
 	}
-	b.WriteString("COMMIT\n")
+	b.put("COMMIT")
+}
+
+// lines writes lines.
+type lines struct{ io.StringWriter }
+
+func (l lines) put(parts ...string) {
+	for _, p := range parts {
+		_, _ = l.WriteString(p)
+	}
+	_, _ = l.WriteString("\n")
 }
