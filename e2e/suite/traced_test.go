@@ -3,20 +3,25 @@
 package suite
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"fairlead/e2e/lab"
+	"fairlead/proxier/model"
 )
 
 // TestTracedSuite: the packets of every cell meet rules that bring about the
 // recorded outcome, or the one that differences_test.go has instead. It needs
 // neither root nor a kernel. What a node's rules do to a packet is traced; how it
 // gets from node to node, and back, is what the lab routes. A health check that
-// the rules let through is answered by the agent's own server. Sticky scenarios
-// are traced a second time with rules for a kernel without sets.
+// the rules let through is answered by the agent's own server. Each scenario is
+// traced a second time among so many Services that rules find theirs by a tree,
+// and sticky ones with rules for a kernel without sets.
 //
 // Each cell by TCP is traced by SCTP as well, which few kernels have sockets for,
 // and has to come to the same.
@@ -31,8 +36,8 @@ func TestTracedSuite(t *testing.T) {
 	topo := topologyOf(lab.Plan(labConfig()))
 	cells, twice := 0, 0
 	for _, sc := range scenarios {
+		recorded := ref.scenarios[sc.name]
 		t.Run(sc.name, func(t *testing.T) {
-			recorded := ref.scenarios[sc.name]
 			got := newTraced(t, topo, sc, true).outcomes(t, sc)
 			compare(t, sc, recorded, got)
 			for c := range got {
@@ -48,13 +53,66 @@ func TestTracedSuite(t *testing.T) {
 				}
 			}
 		})
+		t.Run(sc.name+" among many", func(t *testing.T) {
+			compare(t, sc, recorded, newTraced(t, topo, amongMany(sc), true).outcomes(t, sc))
+		})
 		if sc.sticky {
 			t.Run(sc.name+" without sets", func(t *testing.T) {
-				compare(t, sc, ref.scenarios[sc.name], newTraced(t, topo, sc, false).outcomes(t, sc))
+				compare(t, sc, recorded, newTraced(t, topo, sc, false).outcomes(t, sc))
 			})
 		}
 	}
 	t.Logf("%d cells traced, %d of them by SCTP, too", cells, twice)
+}
+
+// amongMany returns a scenario with so many more Services that rules find those
+// that are asked by a tree.
+func amongMany(sc scenario) scenario {
+	sc.services = append(slices.Clone(sc.services), neighbours()...)
+	return sc
+}
+
+// TestAmongMany: among many Services rules have a tree for each kind of address,
+// and else none.
+func TestAmongMany(t *testing.T) {
+	topo := topologyOf(lab.Plan(labConfig()))
+	n, few := topo.lab.Nodes[0], scenarios[0]
+	for _, sc := range []scenario{few, amongMany(few)} {
+		many := len(sc.services) > len(few.services)
+		rules := render(t, n, model.IPv4, resolve(topo, sc, n.Label, model.IPv4), true)
+		for _, branch := range []string{"KUBE-SVC-10.96.0.", "KUBE-SVC-203.0.113.", "KUBE-SVC-tcp/", "KUBE-EXT-203.0.113.", "KUBE-EXT-tcp/", "KUBE-FW-203.0.113."} {
+			if got := strings.Contains(rules, "\n:"+branch); got != many {
+				t.Errorf("%d Services: a chain %s…: %t, want %t", len(sc.services), branch, got, many)
+			}
+		}
+	}
+}
+
+// neighbours are Services with addresses close to those that are asked, of every
+// kind, with endpoints and without.
+func neighbours() []service {
+	var out []service
+	for i := range 60 {
+		s := service{name: fmt.Sprintf("neighbour-%d", i), host: 100 + i}
+		if i%3 > 0 {
+			s.endpoints = at(remote)
+		}
+		s.changes = []change{func(svc *corev1.Service) {
+			balancedAt(100+i, svc)
+			for j := range svc.Spec.Ports {
+				svc.Spec.Ports[j].NodePort = int32(nodePortNumber + 1 + i)
+			}
+			svc.Spec.ExternalIPs = both(publicAddr, 180+i)
+			if i%2 > 0 {
+				svc.Spec.LoadBalancerSourceRanges = []string{"198.51.100.0/24"}
+			}
+			if i%4 > 1 {
+				svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+			}
+		}}
+		out = append(out, s)
+	}
+	return out
 }
 
 // sctp is the network of cells that the reference does not have.
