@@ -17,6 +17,7 @@ const (
 	reasonNoAddress   = "is not an IP address"
 	reasonZone        = "is an address with a zone, which has no meaning on another host"
 	reasonMapped      = "is an IPv4-mapped IPv6 address, which no packet carries"
+	reasonCompatible  = "is an IPv4-compatible IPv6 address, which are deprecated (RFC 4291)"
 	reasonUnspecified = "is the unspecified address"
 	reasonLoopback    = "is a loopback address"
 	reasonLinkLocal   = "is a link-local address"
@@ -48,6 +49,8 @@ func parseUnicast(s string) (addr netip.Addr, reason string) {
 		return netip.Addr{}, reasonZone
 	case addr.Is4In6():
 		return netip.Addr{}, reasonMapped
+	case compatible(addr):
+		return netip.Addr{}, reasonCompatible
 	case addr.IsUnspecified():
 		return netip.Addr{}, reasonUnspecified
 	case addr.IsLoopback():
@@ -106,7 +109,20 @@ func parsePrefix(s string) (prefix netip.Prefix, reason string) {
 	case addr.Is4In6():
 		return netip.Prefix{}, reasonMapped
 	}
-	return netip.PrefixFrom(addr, int(bits)).Masked(), ""
+	prefix = netip.PrefixFrom(addr, int(bits)).Masked()
+	if compatible(prefix.Addr()) {
+		return netip.Prefix{}, reasonCompatible
+	}
+	return prefix, ""
+}
+
+// compatible tells whether an address is one of IPv6 that embeds one of IPv4 in
+// the deprecated way (RFC 4291, section 2.5.5.1). C libraries do not agree on how
+// to print these, so rules that match one would be found to differ from what was
+// written.
+func compatible(addr netip.Addr) bool {
+	raw := addr.As16()
+	return addr.Is6() && [12]byte(raw[:12]) == [12]byte{} && (raw[12] != 0 || raw[13] != 0)
 }
 
 // prefixList returns the valid ones of a list of CIDRs, without duplicates. What

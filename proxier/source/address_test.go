@@ -39,6 +39,8 @@ func TestParseUnicast(t *testing.T) {
 		{name: "IPv4-mapped", in: "::ffff:1.2.3.4", reason: reasonMapped},
 		{name: "IPv4-mapped with leading zeros", in: "::ffff:01.2.3.4", reason: reasonMapped},
 		{name: "IPv4-mapped in hexadecimal", in: "::ffff:7f00:1", reason: reasonMapped},
+		{name: "IPv4-compatible", in: "::1.2.3.4", reason: reasonCompatible},
+		{name: "IPv4-compatible in hexadecimal", in: "::1:0", reason: reasonCompatible},
 		{name: "unspecified", in: "0.0.0.0", reason: reasonUnspecified},
 		{name: "unspecified IPv6", in: "::", reason: reasonUnspecified},
 		{name: "loopback", in: "127.0.0.1", reason: reasonLoopback},
@@ -111,6 +113,7 @@ func TestParsePrefix(t *testing.T) {
 		{name: "endless zeros", in: "10.0.0.0/" + strings.Repeat("0", 1<<20) + "8", reason: reasonNoPrefix},
 		{name: "zone", in: "fe80::%eth0/64", reason: reasonZone},
 		{name: "IPv4-mapped", in: "::ffff:10.0.0.0/104", reason: reasonMapped},
+		{name: "IPv4-compatible", in: "::10.0.0.0/104", reason: reasonCompatible},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, reason := parsePrefix(tt.in)

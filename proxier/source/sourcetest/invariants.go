@@ -305,6 +305,7 @@ var notUnicast = []netip.Prefix{
 	netip.MustParsePrefix("::/128"),
 	netip.MustParsePrefix("::1/128"),
 	netip.MustParsePrefix("::ffff:0:0/96"),
+	netip.MustParsePrefix("::a00:0/104"), // 10.0.0.0/8 in an IPv4-compatible address
 	netip.MustParsePrefix("fe80::/10"),
 	netip.MustParsePrefix("ff00::/8"),
 }
