@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"testing"
 
+	gocmp "github.com/google/go-cmp/cmp"
+
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/kerneltest"
 	"fairlead/proxier/model"
@@ -21,37 +23,34 @@ func deepest(f model.Family) []*model.ServicePort {
 		cfg, bytes, source = v6(), 16, "2001:db8::/64"
 	}
 	var addrs []netip.Addr
-	for digit := range 2 * bytes {
+	for digit := range 2 * min(bytes, 12) { // IPv4-compatible addresses are refused
 		raw := make([]byte, bytes)
 		raw[digit/2] = 1 << (4 * (1 - digit%2))
 		a, _ := netip.AddrFromSlice(raw)
 		addrs = append(addrs, a)
 	}
-	eps := many(cfg, 130)
 	var out []*model.ServicePort
-	add := func(name string, number uint16, change func(*model.ServicePort)) {
-		p := with(eps, change)
-		p.Name, p.Port = portName("deep", name, "", model.TCP), number
+	add := func(proto model.Protocol, change func(*model.ServicePort)) {
+		p := with(many(cfg, 130), change)
+		p.Name, p.Port = portName("deep", fmt.Sprint("svc", len(out)), "", proto), uint16(1+len(out))
 		if len(out)%10 > 0 { // a few with endpoints are enough
 			p.Endpoints, p.Usable = nil, false
 		}
 		out = append(out, p)
 	}
-	for i := range 33 {
-		add(fmt.Sprint("lb", i), uint16(i+1), func(p *model.ServicePort) {
+	for range 33 { // more than a chain has room for, at each address
+		add(model.TCP, func(p *model.ServicePort) {
 			p.LoadBalancerIPs, p.Restricted = addrs, true
 			p.SourceRanges = []netip.Prefix{netip.MustParsePrefix(source)}
 		})
 	}
-	for shift := 12; shift >= 0; shift -= 4 { // more than fit, which part from the rest at this digit
-		for i := range 33 {
-			n := uint16(1+i%15)<<shift | uint16(i/15)<<max(0, shift-4)
-			if shift == 0 {
-				n = uint16(i)
-			}
-			add(fmt.Sprint("np", shift, "-", i), 80, func(p *model.ServicePort) { p.NodePort, p.Port = n+1, uint16(1000+len(out)) })
-		}
+	for i := range uint16(40) {
+		add(model.TCP, func(p *model.ServicePort) { p.NodePort = 0x7530 + i })
 	}
+	for _, n := range []uint16{0x1000, 0x7000, 0x7800} { // that part from those
+		add(model.TCP, func(p *model.ServicePort) { p.NodePort = n })
+	}
+	add(model.UDP, func(p *model.ServicePort) { p.NodePort = 0x7530 })
 	return out
 }
 
@@ -78,18 +77,24 @@ func TestKernelDepth(t *testing.T) {
 		ports := deepest(f)
 		a := kernelAgent(t, s, h, cfg)
 		a.sync(ports...)
-		got := map[string]int{}
+		got, want := map[string]int{}, map[string]int{
+			"nat":        14, // 1 root, 7 of the tree, KUBE-FW, KUBE-EXT, KUBE-SVC, group, KUBE-SEP, KUBE-MARK-MASQ
+			"node ports": 9,  // 4 of the tree, and the last five
+			"filter":     8,  // 1 root, 7 of the tree
+		}
 		for _, table := range h.Save(s) {
 			chains := map[string][]ruleset.Rule{}
 			for _, c := range table.Chains {
 				chains[c.Name] = c.Rules
 			}
-			got[string(table.Name)] = depth(chains, "OUTPUT")
+			got[string(table.Name)] = max(depth(chains, "PREROUTING"), depth(chains, "FORWARD"))
 			if table.Name == ruleset.NAT {
 				got["node ports"] = depth(chains, nodePorts)
 			}
 		}
-		t.Log(got)
+		if diff := gocmp.Diff(want, got); diff != "" {
+			t.Errorf("jumps in a row (-want +got):\n%s", diff)
+		}
 		checkStable(t, s, h, cfg, ports...)
 		checkClean(t, a, s, h, "")
 	})
