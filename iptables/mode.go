@@ -121,7 +121,7 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 // checkSets reads what sets there are, where that is not known or is to be
 // verified, and returns the ports that are without some of theirs.
 func (m *Mode) checkSets(d proxier.Desired) []model.ServicePortName {
-	if m.sets.listed && !d.Verify {
+	if m.sets.kernel == nil || m.sets.listed && !d.Verify {
 		return nil
 	}
 	m.sets.list(m.ports)
