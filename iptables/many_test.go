@@ -72,14 +72,17 @@ func TestCommentsAreDropped(t *testing.T) {
 	for _, tt := range []struct {
 		name      string
 		endpoints int
+		unready   int
 		bare      bool
 	}{
-		{"as many as may be", 999, false},
-		{"one more", 1000, true},
-		{"one less", 999, false},
-		{"many more", 1500, true},
+		{"as many as may be", 999, 0, false},
+		{"one more", 1000, 0, true},
+		{"one less", 999, 0, false},
+		{"one more that is not ready", 999, 1, true},
+		{"few are ready", 10, 989, false},
+		{"many more", 1500, 0, true},
 	} {
-		a.sync(many(v4(), tt.endpoints), other)
+		a.sync(with(many(v4(), tt.endpoints), func(p *model.ServicePort) { p.Known += tt.unready }), other)
 		d, err := ruleset.Parse(strings.NewReader(k.Save()))
 		if err != nil {
 			t.Fatal(err)

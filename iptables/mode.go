@@ -170,12 +170,13 @@ func (m *Mode) affected(c nodeChange, d proxier.Desired) func(*model.ServicePort
 	return func(p *model.ServicePort) bool { return all || p.Restricted }
 }
 
-// endpointsOf returns how many endpoints a port has, nil being none.
+// endpointsOf returns how many endpoints a port has, nil being none. As
+// kube-proxy does, it counts those, too, that no rule leads to.
 func endpointsOf(p *model.ServicePort) int {
 	if p == nil {
 		return 0
 	}
-	return max(len(p.Endpoints), len(p.LocalEndpoints))
+	return p.Known
 }
 
 // stagePort renders one port, nil where it is gone.

@@ -34,7 +34,7 @@ func port(name model.ServicePortName, vip string, number uint16, endpoints ...st
 	for _, ep := range endpoints {
 		p.Endpoints = append(p.Endpoints, model.Endpoint{AddrPort: netip.MustParseAddrPort(ep)})
 	}
-	p.Usable = len(p.Endpoints) > 0
+	p.Known, p.Usable = len(p.Endpoints), len(p.Endpoints) > 0
 	return p
 }
 

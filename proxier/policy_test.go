@@ -122,8 +122,8 @@ func TestResolveTopology(t *testing.T) {
 	}
 }
 
-// TestResolveHealthAndServing: what the health check port counts, and with
-// which endpoints UDP flows may go on.
+// TestResolveHealthAndServing: what the health check port counts, with which
+// endpoints UDP flows may go on, and how many there are whatever becomes of them.
 func TestResolveHealthAndServing(t *testing.T) {
 	svc := service("web", "10.96.0.1", "http 80/TCP", "dns 53/UDP")
 	svc.ExternalTrafficLocal, svc.HealthCheckNodePort = true, 30081
@@ -135,6 +135,9 @@ func TestResolveHealthAndServing(t *testing.T) {
 	got := Resolve(svc, eps, Locality{Node: here}, model.IPv4)
 	if want := []netip.Addr{netip.MustParseAddr("10.1.0.1")}; !slices.Equal(got[0].LocalReady, want) {
 		t.Errorf("local and ready: got %v, want %v", got[0].LocalReady, want)
+	}
+	if got[0].Known != 5 || got[1].Known != 4 {
+		t.Errorf("known: got %d and %d endpoints, want 5 and 4", got[0].Known, got[1].Known)
 	}
 	if got[0].Serving != nil {
 		t.Errorf("a TCP port lists %v as serving", got[0].Serving)

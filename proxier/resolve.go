@@ -147,6 +147,7 @@ func portOf(s *model.EndpointSlice, p model.Port) (uint16, bool) {
 // two policies choose independently: each has its ready endpoints, and where it
 // has none, its draining ones.
 func choose(p *model.ServicePort, all []candidate, at Locality) {
+	p.Known = len(all)
 	p.Usable = slices.ContainsFunc(all, func(c candidate) bool { return c.Ready || c.draining() })
 	if p.UsesCluster() {
 		near := topology(all, at)

@@ -128,6 +128,7 @@ func TestServicePortEqualComparesEveryField(t *testing.T) {
 		"AffinityTimeout":      {func(p *ServicePort) { p.AffinityTimeout = time.Hour }},
 		"LocalEndpoints":       {func(p *ServicePort) { p.LocalEndpoints = p.Endpoints }},
 		"Usable":               {func(p *ServicePort) { p.Usable = true }},
+		"Known":                {func(p *ServicePort) { p.Known++ }},
 		"LocalReady":           {func(p *ServicePort) { p.LocalReady = []netip.Addr{one.Addr()} }},
 		"Serving":              {func(p *ServicePort) { p.Serving = []netip.AddrPort{one} }},
 	}

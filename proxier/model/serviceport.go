@@ -66,6 +66,9 @@ type ServicePort struct {
 	// on this node or elsewhere: without one they are rejected; where it is set
 	// and the policy leaves none, they are dropped.
 	Usable bool
+	// Known is how many endpoints there are, in whatever condition and on
+	// whatever node.
+	Known int
 	// LocalReady are the distinct addresses of the ready endpoints on this
 	// node. They are counted only for a HealthCheckNodePort.
 	LocalReady []netip.Addr
@@ -112,7 +115,7 @@ func (s *ServicePort) Equal(o *ServicePort) bool {
 		s.ExternalTrafficLocal == o.ExternalTrafficLocal && s.InternalTrafficLocal == o.InternalTrafficLocal &&
 		s.HealthCheckNodePort == o.HealthCheckNodePort && s.AffinityTimeout == o.AffinityTimeout &&
 		slices.Equal(s.Endpoints, o.Endpoints) && slices.Equal(s.LocalEndpoints, o.LocalEndpoints) &&
-		s.Usable == o.Usable && slices.Equal(s.LocalReady, o.LocalReady) && slices.Equal(s.Serving, o.Serving)
+		s.Usable == o.Usable && s.Known == o.Known && slices.Equal(s.LocalReady, o.LocalReady) && slices.Equal(s.Serving, o.Serving)
 }
 
 // Endpoint is one endpoint of a ServicePort.
