@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -23,8 +24,9 @@ import (
 // Host is a network namespace without rules. It implements ruleset.Exec: its
 // commands run in the namespace.
 type Host struct {
-	t  testing.TB
-	ns netns.NsHandle
+	t    testing.TB
+	ns   netns.NsHandle
+	lock string
 	// restores counts the restore commands so far, those that failed included.
 	restores int
 }
@@ -67,7 +69,7 @@ func New(t testing.TB, s Setup) *Host {
 		t.Skipf("cannot make a network namespace: %v", err)
 	}
 	t.Cleanup(func() { ns.Close() })
-	h := &Host{t: t, ns: ns}
+	h := &Host{t: t, ns: ns, lock: filepath.Join(t.TempDir(), "xtables.lock")}
 	for _, name := range []string{"nsenter", s.Commands().Restore, s.Commands().Save} {
 		if _, err := exec.LookPath(name); err != nil {
 			t.Skipf("needs the command %s: %v", name, err)
@@ -107,7 +109,10 @@ func (h *Host) Run(ctx context.Context, c ruleset.Command) error {
 	if strings.HasSuffix(c.Name, "-restore") {
 		h.restores++
 	}
-	c.Args = append([]string{fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), int(h.ns)), "--", c.Name}, c.Args...)
+	// A lock of its own: the commands' lock is one for all namespaces.
+	c.Args = append([]string{
+		fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), int(h.ns)), "--", "env", "XTABLES_LOCKFILE=" + h.lock, c.Name,
+	}, c.Args...)
 	c.Name = "nsenter"
 	return ruleset.SystemExec{}.Run(ctx, c)
 }
