@@ -29,7 +29,7 @@ import (
 
 // run is the agent: it wires the parts and runs them until ctx is done.
 func run(ctx context.Context, cfg *config) error {
-	tuneGC()
+	setGCPercent(firstGCPercent)
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
@@ -68,11 +68,12 @@ func run(ctx context.Context, cfg *config) error {
 	g.Go(func() error { return src.Run(ctx, tracker) })
 	warner, _ := src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
 	flowMetrics := conntrack.NewMetrics(reg, node.families)
+	small := &footprint{}
 	for _, f := range node.families {
 		checks := newHealthChecks(f, state, warner)
 		g.Go(func() error { return checks.ports.Run(ctx) })
 		mode, watcher := newMode(ctx, cfg, node, settings, f, modeMetrics)
-		followers := []proxier.Follower{&leftovers{family: f}, newFlows(f, mode, flowMetrics), checks, &giveBack{}}
+		followers := []proxier.Follower{&leftovers{family: f}, newFlows(f, mode, flowMetrics), checks, small.follower()}
 		if f == model.IPv4 && cfg.localhostNodePorts {
 			followers = append(followers, &localnet{settings: settings})
 		}
