@@ -190,14 +190,14 @@ func astray(have, want *Chain) (gone []Rule, left *Chain, ok bool) {
 	wanted := targets(want.Rules)
 	left = &Chain{Unit: want.Unit, Patient: want.Patient}
 	for _, r := range have.Rules {
-		if wanted[r.Target()] {
+		if wanted[r.end()] {
 			left.Rules = append(left.Rules, r)
 		} else {
 			gone = append(gone, r)
 		}
 	}
 	return gone, left, slices.EqualFunc(left.Rules, want.Rules, func(a, b Rule) bool {
-		return a == b || a.conditional() && b.conditional() && a.Target() == b.Target()
+		return a == b || a.conditional() && b.conditional() && a.end() == b.end()
 	})
 }
 
@@ -254,7 +254,7 @@ func setOf(rules []Rule) map[Rule]bool {
 func targets(rules []Rule) map[string]bool {
 	s := map[string]bool{}
 	for _, r := range rules {
-		s[r.Target()] = true
+		s[r.end()] = true
 	}
 	return s
 }

@@ -15,6 +15,43 @@ const (
 	third = "-m statistic --mode random --probability 0.33333333349 "
 )
 
+// Translations differ by their destinations alone.
+const (
+	toA = "-p tcp -j DNAT --to-destination 10.244.0.1:80"
+	toB = "-p tcp -j DNAT --to-destination 10.244.0.2:80"
+	toC = "-p tcp -j DNAT --to-destination 10.244.0.3:80"
+)
+
+// TestPlanLosesNothing: while nothing may be removed, a chain of a unit is written
+// if it keeps what it leads to, and else left alone.
+func TestPlanLosesNothing(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		have, want []Rule
+		writes     bool
+	}{
+		{"a target more", []Rule{"-j A"}, []Rule{half + "-j A", "-j B"}, true},
+		{"a target less", []Rule{half + "-j A", "-j B"}, []Rule{"-j A"}, false},
+		{"another target", []Rule{"-j A"}, []Rule{"-j B"}, false},
+		{"a translation more", []Rule{toA}, []Rule{half + toA, toB}, true},
+		{"a translation less", []Rule{half + toA, toB}, []Rule{toA}, false},
+		{"another translation", []Rule{toA}, []Rule{toB}, false},
+		{"translations in the place of chains", []Rule{"-j A"}, []Rule{toA}, false},
+		{"another option of a target that is no translation", []Rule{"-j SET --add-set A src --timeout 1", toA}, []Rule{"-j SET --add-set A src --timeout 2", toA}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			k := ChainKey{NAT, "KUBE-SVC-X"}
+			e := NewEngine(Config{Variant: NFT, Contributions: []Contribution{{Owns: []ChainKey{k}}}})
+			e.Stage(map[ChainKey]*Chain{k: {Unit: "x", Patient: true, Rules: tt.want}})
+			e.kernel = kernel{chains: map[ChainKey]*Chain{k: {Rules: tt.have}}}
+			p := e.plan(Options{})
+			if wrote := p.write[k] != nil; wrote != tt.writes || wrote == slices.Contains(p.deferred, k) {
+				t.Errorf("writes the chain: %v, want %v; deferred: %v", wrote, tt.writes, p.deferred)
+			}
+		})
+	}
+}
+
 // TestPlanTrim: which changes of a chain are removals of rules, which are so for
 // a while, and which write the chain anew.
 func TestPlanTrim(t *testing.T) {
@@ -48,6 +85,13 @@ func TestPlanTrim(t *testing.T) {
 			have: []Rule{"-s 10.0.0.0/8 -j M", third + "-j A", half + "-j B", "-j C"}, want: []Rule{"-s 10.0.0.0/9 -j M", half + "-j A", "-j C"}},
 		{name: "odds that are not right yet", patient: true, unsettled: true, have: []Rule{third + "-j A", "-j C"}, want: []Rule{half + "-j A", "-j C"}},
 		{name: "odds that are put right", patient: true, settle: true, have: []Rule{third + "-j A", "-j C"}, want: []Rule{half + "-j A", "-j C"}},
+		{name: "a translation less, not the last", patient: true, unsettled: true,
+			have: []Rule{third + toA, half + toB, toC}, want: []Rule{half + toA, toC}, gone: []Rule{half + toB}},
+		{name: "the first translation less, which is exact", patient: true,
+			have: []Rule{third + toA, half + toB, toC}, want: []Rule{half + toB, toC}, gone: []Rule{third + toA}},
+		{name: "the last translation less", patient: true, have: []Rule{half + toA, toB}, want: []Rule{toA}},
+		{name: "another translation", patient: true, have: []Rule{half + toA, toB}, want: []Rule{half + toC, toB}},
+		{name: "translations in the place of chains", patient: true, have: []Rule{half + "-j A", "-j B"}, want: []Rule{half + toA, toB}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			k := ChainKey{NAT, "KUBE-SVC-X"}

@@ -60,14 +60,24 @@ type Rule string
 // Target returns the chain or target that the rule jumps or goes to, empty
 // where it has none.
 func (r Rule) Target() string {
-	_, target := r.words()
+	_, target, _ := r.words()
+	return target
+}
+
+// end tells where the rule leads: its target, and of a translation also the
+// destination, which tells those of a chain apart.
+func (r Rule) end() string {
+	_, target, options := r.words()
+	if target == "DNAT" {
+		return target + options
+	}
 	return target
 }
 
 // comment returns the rule's first comment as it is written, empty where it has
 // none.
 func (r Rule) comment() string {
-	comment, _ := r.words()
+	comment, _, _ := r.words()
 	return comment
 }
 
@@ -78,8 +88,9 @@ func (r Rule) broken() bool { return strings.Contains(string(r), "\n") }
 // conditional tells whether a rule is left to chance.
 func (r Rule) conditional() bool { return strings.Contains(string(r), "-m statistic ") }
 
-// words returns the first comment and the target of a rule.
-func (r Rule) words() (comment, target string) {
+// words returns the first comment and the target of a rule, and the options of the
+// target.
+func (r Rule) words() (comment, target, options string) {
 	rest, option := string(r), ""
 	for rest != "" && target == "" {
 		var tok string
@@ -95,7 +106,7 @@ func (r Rule) words() (comment, target string) {
 		}
 		option = tok
 	}
-	return comment, target
+	return comment, target, rest
 }
 
 // nextToken splits the first word from s. A word that starts with a double
