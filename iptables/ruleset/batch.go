@@ -170,6 +170,10 @@ func (p *plan) splitTable(t Table, k *kernel, l limits) []transaction {
 		if p.write[key].Unit != "" {
 			continue
 		}
+		if p.foundation(key, k) {
+			declare.write = append(declare.write, w)
+			continue
+		}
 		shared.write = append(shared.write, w)
 		if _, exists := k.chains[key]; !exists {
 			declare.write = append(declare.write, chainWrite{w.name, &Chain{}})
@@ -181,6 +185,18 @@ func (p *plan) splitTable(t Table, k *kernel, l limits) []transaction {
 	out = append(out, pack(t, live, l.live)...)
 	out = append(out, transaction{shared})
 	return append(out, packDrops(t, dropOrder(all.drop, t, k), l.live)...)
+}
+
+// foundation tells whether a chain that is written only gains rules, none of which
+// leads to a chain: Services in use may rely on them once they have changed, so it
+// comes before.
+func (p *plan) foundation(key ChainKey, k *kernel) bool {
+	had := setOf(k.rules(key))
+	leads := func(r Rule) bool {
+		to := ChainKey{key.Table, r.Target()}
+		return !had[r] && (p.write[to] != nil || k.chains[to] != nil)
+	}
+	return containsAll(setOf(p.write[key].Rules), had) && !slices.ContainsFunc(p.write[key].Rules, leads)
 }
 
 // units returns the plan's writes in a table by unit: those of units of which

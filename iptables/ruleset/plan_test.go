@@ -122,6 +122,41 @@ func TestPlanTrim(t *testing.T) {
 	}
 }
 
+// TestFoundation: where a plan is split, rules of a shared chain on which Services
+// may rely come before these, and go after them.
+func TestFoundation(t *testing.T) {
+	svc, post := ChainKey{NAT, "KUBE-SVC-X"}, ChainKey{NAT, "KUBE-POSTROUTING"}
+	base, more := []Rule{"-j MARK"}, []Rule{"-m set --match-set L dst,dst,src -j MASQUERADE", "-j MARK"}
+	for _, tt := range []struct {
+		name       string
+		have, want []Rule
+		order      []string
+	}{
+		{"a rule more", base, more, []string{post.Name, svc.Name}},
+		{"a rule less", more, base, []string{svc.Name, post.Name}},
+		{"another rule", base, []Rule{"-j MASQUERADE"}, []string{svc.Name, post.Name}},
+		{"a rule more, that leads to a chain", base, []Rule{"-j MARK", Rule("-j " + svc.Name)}, []string{svc.Name, post.Name}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := NewEngine(Config{Variant: NFT, Contributions: []Contribution{{Owns: []ChainKey{svc, post}}}})
+			e.Stage(map[ChainKey]*Chain{svc: {Unit: "x", Rules: []Rule{toA}}, post: {Rules: tt.want}})
+			e.kernel = kernel{chains: map[ChainKey]*Chain{svc: {Rules: []Rule{"-j A"}}, post: {Rules: tt.have}}}
+			e.trims = false
+			var order []string
+			for _, tr := range e.plan(Options{Prune: true}).transactions(&e.kernel, limits{build: 1, live: 1}) {
+				for _, s := range tr {
+					for _, w := range s.write {
+						order = append(order, w.name)
+					}
+				}
+			}
+			if diff := cmp.Diff(tt.order, order); diff != "" {
+				t.Errorf("chains in the order in which they are written (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // TestSettleRidesAlong: odds are put right with a change that the kernel has to
 // validate anyway, and not with one of another table or with a removal.
 func TestSettleRidesAlong(t *testing.T) {
