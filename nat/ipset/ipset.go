@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ipset makes and removes sets of client addresses over netlink, in
-// which each address stays for a time. Rules match and fill them: nothing here
-// ever adds an address.
+// Package ipset makes and removes sets over netlink. Sets are of client addresses,
+// each of which stays for a time: rules match and fill them, and nothing here ever
+// adds an address. Loops are sets of endpoints that may reach themselves: rules
+// match them alone.
 package ipset
 
 import (

@@ -31,6 +31,8 @@ type Sets struct {
 // ErrBusy is why a set that a rule names is not destroyed.
 var ErrBusy = errors.New("busy")
 
+var errMissing = errors.New("no such set")
+
 // begin notes an operation, and asks whether it is to fail.
 func (s *Sets) begin(op, name string) error {
 	s.mu.Lock()
@@ -72,7 +74,7 @@ func (s *Sets) Flush(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil && s.sets[name] == nil {
-		err = errors.New("no such set")
+		err = errMissing
 	}
 	if err != nil {
 		return fmt.Errorf("flush set %s: %w", name, err)
@@ -126,22 +128,23 @@ func (s *Sets) Ops() []string {
 	return out
 }
 
-// Missing tells whether a rule names a set that is not there, which makes
-// iptables-restore fail.
+// Missing tells whether a rule names a set of clients that is not there, which
+// makes iptables-restore fail.
 func (s *Sets) Missing(rule string) bool {
-	name, found := named(rule)
+	name, by := named(rule)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return found && s.sets[name] == nil
+	return by == "src" && s.sets[name] == nil
 }
 
-// named returns the set that a rule names.
-func named(rule string) (name string, found bool) {
+// named returns the set that a rule names, if it does, and by what of a packet.
+func named(rule string) (name, by string) {
 	for _, option := range []string{"--match-set ", "--add-set "} {
 		if _, rest, ok := strings.Cut(rule, option); ok {
-			name, _, _ = strings.Cut(rest, " ")
-			return name, true
+			name, rest, _ = strings.Cut(rest, " ")
+			by, _, _ = strings.Cut(rest, " ")
+			return name, by
 		}
 	}
-	return "", false
+	return "", ""
 }
