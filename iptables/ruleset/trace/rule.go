@@ -26,6 +26,9 @@ type rule struct {
 	// to is for DNAT, value and mask are for MARK.
 	to          netip.AddrPort
 	value, mask uint32
+	// set is one of destinations and sources that the rule matches, empty for
+	// none.
+	set string
 	// addTo is a set or list that the source is added to, empty for none.
 	addTo string
 	// recent is what is said of xt_recent.
@@ -111,6 +114,13 @@ var modules = []string{"addrtype", "comment", "conntrack", "mark", "nfacct", "re
 // option adds one option of a rule.
 func (r *rule) option(option string, args []string, not bool) error {
 	arg := strings.Join(args, " ")
+	if name, ok := strings.CutSuffix(arg, " dst,dst,src"); ok && option == "--match-set" {
+		r.set = name
+		r.matches = append(r.matches, func(tr *Tracer, s *state) bool {
+			return tr.sets[name](s.proto, netip.AddrPortFrom(s.dst, s.dport), s.src) != not
+		})
+		return nil
+	}
 	if m, err := matchOf(option, arg); err != nil {
 		return fmt.Errorf("%s %s: %w", option, arg, err)
 	} else if m != nil {

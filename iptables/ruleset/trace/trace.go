@@ -24,7 +24,12 @@ type Tracer struct {
 	rules map[ruleset.ChainKey][]rule
 	// local are the node's own addresses.
 	local []netip.Addr
+	// sets are those of destinations and sources.
+	sets map[string]SetOf
 }
+
+// SetOf tells what is in a set of destinations and sources.
+type SetOf func(proto string, dst netip.AddrPort, src netip.Addr) bool
 
 // Packet is the first of a connection.
 type Packet struct {
@@ -58,6 +63,7 @@ type Fate struct {
 func New(d ruleset.Dump, local ...netip.Addr) *Tracer {
 	tr := &Tracer{
 		rules: map[ruleset.ChainKey][]rule{},
+		sets:  map[string]SetOf{},
 		local: append(slices.Clone(local), netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()),
 	}
 	for _, table := range d {
@@ -71,6 +77,10 @@ func New(d ruleset.Dump, local ...netip.Addr) *Tracer {
 	}
 	return tr
 }
+
+// Set tells what is in a set of that name. Rules that match by a set of which
+// nothing is told cannot be followed.
+func (tr *Tracer) Set(name string, has SetOf) { tr.sets[name] = has }
 
 // state is a packet on its way, with the probability that it comes this way.
 type state struct {
@@ -177,6 +187,9 @@ func (tr *Tracer) run(k ruleset.ChainKey, in []state, depth int) (decided, end [
 		r := &rules[i]
 		if r.err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", k, r.err)
+		}
+		if r.set != "" && tr.sets[r.set] == nil {
+			return nil, nil, fmt.Errorf("%s: what is in the set %s is not known", k, r.set)
 		}
 		var next []state
 		for _, s := range in {
