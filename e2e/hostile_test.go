@@ -40,8 +40,8 @@ func newPipeline(t testing.TB, f model.Family) *pipeline {
 		Commands:      ruleset.Commands{Restore: "iptables-restore", Save: "iptables-save"},
 		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution(cfg)},
 	})
-	engine.Stage(nat.Chains(14))
-	p.mode = iptables.New(cfg, engine, nil, nil)
+	engine.Stage(nat.Chains(14, ""))
+	p.mode = iptables.New(cfg, engine, nil, nil, nil)
 	return p
 }
 

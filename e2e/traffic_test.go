@@ -100,11 +100,17 @@ func TestKernelHairpin(t *testing.T) {
 		dir := newDirectory(t)
 		dir.write("web.yaml", web(l, pod)...)
 		startAgent(ctx, t, l.Nodes[0], v, "--manifests", dir.path).waitSynced(ctx, 0)
+		checkHairpin(ctx, t, l.Nodes[0], pod)
+	})
+}
 
-		forFlows(t, func(t *testing.T, f model.Family, network string) {
-			bridge := l.Nodes[0].PodCIDR(f).Addr().Next()
-			checkSpread(ctx, t, webProbe(pod, f, network), map[string]netip.Addr{pod.Label: bridge})
-		})
+// checkHairpin checks that a pod, its Service's only endpoint, reaches itself as
+// the node.
+func checkHairpin(ctx context.Context, t *testing.T, n *lab.Node, pod *lab.NS) {
+	t.Helper()
+	forFlows(t, func(t *testing.T, f model.Family, network string) {
+		bridge := n.PodCIDR(f).Addr().Next()
+		checkSpread(ctx, t, webProbe(pod, f, network), map[string]netip.Addr{pod.Label: bridge})
 	})
 }
 

@@ -66,10 +66,10 @@ func benchNode(b *testing.B, services, endpoints int) (*proxier.Tracker, *sink, 
 		Commands:      ruleset.Commands{Restore: "iptables-nft-restore", Save: "iptables-nft-save"},
 		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution(rules)},
 	})
-	engine.Stage(nat.Chains(14))
+	engine.Stage(nat.Chains(14, ""))
 	synced := make(told)
 	loop := proxier.NewLoop(proxier.LoopConfig{
-		Family: model.IPv4, Mode: iptables.New(rules, engine, nil, nil), Followers: []proxier.Follower{synced},
+		Family: model.IPv4, Mode: iptables.New(rules, engine, nil, nil, nil), Followers: []proxier.Follower{synced},
 		Tracker: tracker, Health: state, Metrics: metrics, NodeName: "node-1", SyncPeriod: time.Hour,
 	})
 	ctx, cancel := context.WithCancel(klog.NewContext(b.Context(), klog.Logger{}))

@@ -55,6 +55,9 @@ func internalLocal(endpoints ...string) func(*model.ServicePort) {
 
 func local(p *model.ServicePort, endpoints []string) {
 	p.LocalEndpoints = port(p.Name, "10.96.0.1", 1, endpoints...).Endpoints
+	for i := range p.LocalEndpoints {
+		p.LocalEndpoints[i].Local = true
+	}
 	if !p.UsesCluster() {
 		p.Endpoints = nil
 	}
@@ -63,6 +66,17 @@ func local(p *model.ServicePort, endpoints []string) {
 func healthCheck(p *model.ServicePort) { p.HealthCheckNodePort = 32000 }
 
 func affinity(p *model.ServicePort) { p.AffinityTimeout = 3 * time.Hour }
+
+// here puts the first endpoint onto this node.
+func here(p *model.ServicePort) {
+	p.Endpoints = append([]model.Endpoint(nil), p.Endpoints...)
+	p.Endpoints[0].Local = true
+}
+
+func compact(cfg RenderConfig) RenderConfig {
+	cfg.Compact = true
+	return cfg
+}
 
 // featureCases has one example of each feature of a Service.
 func featureCases() []renderCase {
@@ -85,10 +99,6 @@ func featureCases() []renderCase {
 			out.NodePorts.Addrs = append(out.NodePorts.Addrs, netip.MustParseAddr(a))
 		}
 		return out
-	}
-	here := func(p *model.ServicePort) {
-		p.Endpoints = append([]model.Endpoint(nil), p.Endpoints...)
-		p.Endpoints[0].Local = true
 	}
 	ports := func(p *model.ServicePort, changes ...func(*model.ServicePort)) []*model.ServicePort {
 		return []*model.ServicePort{with(p, changes...)}
@@ -133,6 +143,13 @@ func featureCases() []renderCase {
 		{name: "several-pod-cidrs", cfg: cidrs, ports: ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
 		{name: "invalid-counted", cfg: counted},
 		{name: "masquerade-neighbours", cfg: neighbours, ports: ports(two, here)},
+		{name: "compact", cfg: compact(v4), ports: []*model.ServicePort{port(web, "10.96.0.10", 80, "10.244.0.1:8080", "10.244.0.2:8080", "10.244.1.3:8080")}},
+		{name: "compact-ipv6", cfg: compact(v6()), ports: ports(six, here, nodePort)},
+		{name: "compact-udp", cfg: compact(v4), ports: []*model.ServicePort{with(port(portName("kube-system", "kube-dns", "dns", model.UDP), "10.96.0.53", 53, "10.244.0.3:53", "10.244.1.3:53"), here)}},
+		{name: "compact-local", cfg: compact(v4), ports: ports(two, here, nodePort, loadBalancer, externalLocal("10.244.0.1:8080"))},
+		{name: "compact-internal-local", cfg: compact(v4), ports: ports(two, internalLocal("10.244.0.1:8080"))},
+		{name: "compact-node-port", cfg: compact(v4), ports: ports(two, here, nodePort, loadBalancer, ranges("198.51.100.0/24"))},
+		{name: "sets-compact-affinity", cfg: compact(v4), ports: append(ports(two, here), with(port(portName("shop", "cart", "", model.TCP), "10.96.0.11", 80, "10.244.0.1:8080", "10.244.1.2:8080"), affinity, here))},
 		{name: "pod-interface", cfg: bridge, ports: ports(two, nodePort, externalLocal("10.244.0.1:8080"))},
 	}
 }

@@ -34,12 +34,12 @@ func onKernel(t *testing.T, f model.Family, test func(t *testing.T, s kerneltest
 
 func kernelAgent(t *testing.T, s kerneltest.Setup, h *kerneltest.Host, cfg RenderConfig) *agent {
 	t.Helper()
-	return newAgent(t, h, s.Commands(), s.Variant, cfg, nil)
+	return newAgent(t, h, s.Commands(), s.Variant, cfg, nil, loopsIn(h, s))
 }
 
 func kernelAgentWithSets(t *testing.T, s kerneltest.Setup, h *kerneltest.Host, cfg RenderConfig) *agent {
 	t.Helper()
-	return newAgent(t, h, s.Commands(), s.Variant, cfg, setsIn(h, s))
+	return newAgent(t, h, s.Commands(), s.Variant, cfg, setsIn(h, s), loopsIn(h, s))
 }
 
 // ordered returns a dump with its tables and chains sorted, which the commands

@@ -32,11 +32,13 @@ import (
 type node struct {
 	kernel  *fake.Kernel
 	sets    *fakeset.Sets
+	loops   *fakeset.Loops
 	tracker *proxier.Tracker
 	loop    *proxier.Loop
 }
 
-func newNode(t *testing.T, f model.Family) *node {
+// newNode returns a node whose rules are compact or not.
+func newNode(t *testing.T, f model.Family, compact bool) *node {
 	t.Helper()
 	reg := prometheus.NewRegistry()
 	state, err := health.New(health.Config{})
@@ -44,19 +46,25 @@ func newNode(t *testing.T, f model.Family) *node {
 		t.Fatal(err)
 	}
 	metrics := proxier.NewMetrics(reg, []model.Family{f})
-	n := &node{kernel: &fake.Kernel{}, sets: &fakeset.Sets{}}
-	n.kernel.Refuse = func(_ ruleset.ChainKey, r ruleset.Rule) bool { return n.sets.Missing(string(r)) }
-	n.sets.Rules = n.kernel.Save
+	n := &node{kernel: &fake.Kernel{}, sets: &fakeset.Sets{}, loops: &fakeset.Loops{SetName: nat.LoopBack(f == model.IPv6)}}
+	n.kernel.Refuse = func(_ ruleset.ChainKey, r ruleset.Rule) bool {
+		return n.loops.Missing(string(r)) || n.sets.Missing(string(r))
+	}
+	n.sets.Rules, n.loops.Rules = n.kernel.Save, n.kernel.Save
 	n.tracker = proxier.NewTracker(proxier.TrackerConfig{Families: []model.Family{f}, Health: state, Metrics: metrics})
-	rules := iptables.RenderConfig{Family: f, MasqueradeBit: 14, LocalhostNodePorts: true}
+	rules := iptables.RenderConfig{Family: f, MasqueradeBit: 14, LocalhostNodePorts: true, Compact: compact}
+	loopBack := ""
+	if compact {
+		loopBack = n.loops.Name()
+	}
 	engine := ruleset.NewEngine(ruleset.Config{
 		Exec: n.kernel, Variant: ruleset.NFT,
 		Commands:      ruleset.Commands{Restore: "iptables-nft-restore", Save: "iptables-nft-save"},
 		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution(rules)},
 	})
-	engine.Stage(nat.Chains(14))
+	engine.Stage(nat.Chains(14, loopBack))
 	n.loop = proxier.NewLoop(proxier.LoopConfig{
-		Family: f, Mode: iptables.New(rules, engine, n.sets, nil),
+		Family: f, Mode: iptables.New(rules, engine, n.sets, n.loops, nil),
 		Tracker: n.tracker, Health: state, Metrics: metrics, NodeName: "node-1", SyncPeriod: 30 * time.Second,
 	})
 	return n
@@ -68,13 +76,14 @@ func newNode(t *testing.T, f model.Family) *node {
 func TestIncrementalEqualsFull(t *testing.T) {
 	const steps, settleEvery = 2400, 40
 	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	compact := seed%2 == 0
+	t.Logf("seed %d, compact: %t", seed, compact)
 	rnd, faults := rand.New(rand.NewPCG(seed, 0)), rand.New(rand.NewPCG(seed, 1))
 	synctest.Test(t, func(t *testing.T) {
 		// A logger without a sink: the faults are meant to happen.
 		ctx, cancel := context.WithCancel(klog.NewContext(t.Context(), klog.Logger{}))
 		defer cancel()
-		n := newNode(t, model.IPv4)
+		n := newNode(t, model.IPv4, compact)
 		var faulty atomic.Bool
 		faulty.Store(true)
 		n.kernel.Fault = func() fake.Fault {
@@ -89,6 +98,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 			}
 			return nil
 		}
+		n.loops.Fault = n.sets.Fault
 		go n.loop.Run(ctx)
 		w := newWorld(rnd)
 		n.tracker.Update(model.Changes{Status: &model.SourceStatus{Listed: true, Complete: true}})
@@ -101,12 +111,15 @@ func TestIncrementalEqualsFull(t *testing.T) {
 			faulty.Store(false)
 			time.Sleep(2 * time.Minute) // past every backoff and a periodic check
 			synctest.Wait()
-			full := fullSync(t, w)
+			full := fullSync(t, w, compact)
 			if diff := cmp.Diff(full.kernel.Save(), n.kernel.Save()); diff != "" {
 				t.Fatalf("seed %d, after step %d (-full +incremental):\n%s", seed, step, diff)
 			}
 			if diff := cmp.Diff(full.sets.Names(), n.sets.Names()); diff != "" {
 				t.Fatalf("seed %d, sets after step %d (-full +incremental):\n%s", seed, step, diff)
+			}
+			if diff := cmp.Diff(full.loops.In(), n.loops.In(), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+				t.Fatalf("seed %d, endpoints that reach themselves after step %d (-full +incremental):\n%s", seed, step, diff)
 			}
 			faulty.Store(true)
 		}
@@ -114,10 +127,10 @@ func TestIncrementalEqualsFull(t *testing.T) {
 }
 
 // fullSync returns a new agent that has seen the world once.
-func fullSync(t *testing.T, w *world) *node {
+func fullSync(t *testing.T, w *world, compact bool) *node {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	n := newNode(t, model.IPv4)
+	n := newNode(t, model.IPv4, compact)
 	n.tracker.Update(model.Changes{
 		Services: w.services, EndpointSlices: w.slices,
 		Status: &model.SourceStatus{Listed: true, Complete: true},

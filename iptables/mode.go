@@ -3,7 +3,8 @@
 // Package iptables is the mode that renders Services into iptables rules.
 //
 // A packet for a cluster IP goes KUBE-SERVICES → KUBE-SVC-… (chooses an
-// endpoint at random) → KUBE-SEP-… (translates to it); chain names, comments
+// endpoint at random) → KUBE-SEP-… (translates to it, which in the compact form
+// KUBE-SVC-… does); chain names, comments
 // and marks are kube-proxy's. Rendering is pure; the rules are applied by the
 // engine in package ruleset.
 package iptables
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"fairlead/iptables/ruleset"
+	"fairlead/nat/ipset"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
@@ -35,6 +37,7 @@ type Mode struct {
 	// endpoints is the number of all ports' endpoints.
 	endpoints int
 	sets      clientSets
+	loops     loopSet
 	// node is that of the last Sync.
 	node proxier.NodeState
 	// started is set once the fixed chains are staged.
@@ -50,6 +53,7 @@ type portState struct {
 	chains    []string
 	shared    []sharedRules
 	sets      map[string]bool
+	loops     []ipset.Loop
 	endpoints int
 }
 
@@ -57,11 +61,13 @@ var _ proxier.Mode = (*Mode)(nil)
 
 // New returns a Mode that writes through engine, which must have been made
 // with Contribution and with nat's. Without sets, session affinity knows 100
-// clients for each endpoint.
-func New(cfg RenderConfig, engine *ruleset.Engine, sets Sets, metrics *Metrics) *Mode {
+// clients for each endpoint. The compact form needs loops, which else, where they
+// are given, are removed.
+func New(cfg RenderConfig, engine *ruleset.Engine, sets Sets, loops Loops, metrics *Metrics) *Mode {
 	return &Mode{
 		render: newRenderer(cfg), engine: engine, metrics: metrics,
 		ports: map[model.ServicePortName]portState{}, portals: newPortals(cfg.Family), sets: newClientSets(sets),
+		loops: newLoopSet(loops, cfg.Compact),
 	}
 }
 
@@ -76,11 +82,15 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 	res, err := m.engine.Apply(ctx, ruleset.Options{Prune: d.Prune, Verify: d.Verify, Settle: d.Settle})
 	if err == nil && d.Prune {
 		m.sets.destroy()
+		if len(res.Refused) == 0 { // else rules may lead where they did
+			m.loops.clear()
+		}
 	}
 	m.metrics.applied(m.render.Family, m.engine, res, time.Since(start))
 	out := report(res)
 	out.Written += m.sets.made
 	out.Refused = append(out.Refused, m.sets.report()...)
+	m.loops.report(&out)
 	return out, err
 }
 
@@ -96,7 +106,7 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 		m.started = true
 	}
 	changed := map[model.ServicePortName]bool{}
-	for _, name := range append(m.checkSets(d), d.Changed...) {
+	for _, name := range slices.Concat(m.checkSets(d), m.loops.check(d.Verify), d.Changed) {
 		changed[name] = true
 	}
 	if affected := m.affected(m.stageNode(d, staged, roots), d); affected != nil {
@@ -183,10 +193,17 @@ func endpointsOf(p *model.ServicePort) int {
 func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, staged map[ruleset.ChainKey]*ruleset.Chain) {
 	old := m.ports[name]
 	var now portRules
+	var loops []ipset.Loop
+	delete(m.loops.refused, name)
 	if port != nil {
-		now = m.render.port(port, m.sets.ensure(port))
+		r := m.render
+		if r.compacts(port) {
+			loops, r.Compact = m.loops.ensure(port)
+		}
+		now = r.port(port, m.sets.ensure(port))
 	}
 	m.sets.leave(old.sets, now.sets)
+	m.loops.replace(old.loops, loops)
 	for i, chain := range now.names {
 		staged[ruleset.ChainKey{Table: ruleset.NAT, Name: chain}] = &now.chains[i]
 	}
@@ -202,7 +219,7 @@ func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, st
 		return
 	}
 	m.ports[name] = portState{
-		chains: now.names, shared: now.shared, sets: now.sets,
+		chains: now.names, shared: now.shared, sets: now.sets, loops: loops,
 		endpoints: endpointsOf(port),
 	}
 }

@@ -113,9 +113,11 @@ func TestSyncWritesTheDifference(t *testing.T) {
 func TestSyncAgain(t *testing.T) {
 	for _, tt := range renderCases() {
 		var k fake.Kernel
-		a := tt.at(fakeAgent(t, &k, tt.cfg))
+		loops := fakeLoops(tt.cfg.Family)
+		start := func() *agent { return tt.at(fakeAgentWithLoops(t, &k, nil, loops, tt.cfg)) }
+		a := start()
 		a.sync(tt.ports...)
-		for _, who := range []*agent{a, tt.at(fakeAgent(t, &k, tt.cfg))} {
+		for _, who := range []*agent{a, start()} {
 			if got := written(&k, func() {
 				if r := who.sync(tt.ports...); r.Written+len(r.Repaired) > 0 {
 					t.Errorf("%s: Sync() = %+v, want nothing written", tt.name, r)

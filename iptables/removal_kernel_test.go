@@ -145,7 +145,7 @@ func TestKernelRemovals(t *testing.T) {
 			if tt.sets {
 				sets = setsIn(r.Host, s)
 			}
-			a := newAgent(t, r, s.Commands(), s.Variant, tt.cfg, sets)
+			a := newAgent(t, r, s.Commands(), s.Variant, tt.cfg, sets, loopsIn(r.Host, s))
 			for _, step := range []struct {
 				name      string
 				ports     []*model.ServicePort

@@ -34,6 +34,11 @@ type RenderConfig struct {
 	// other through a Service: where packets between two ports of one bridge do
 	// not pass the rules, the answer would not be translated back.
 	MasqueradeNeighbours bool
+	// Compact translates in the chains that choose, for Services without session
+	// affinity: their endpoints have no chains. Which endpoint reaches itself the
+	// set nat.LoopBack tells. It is not for MasqueradeNeighbours, which goes by the
+	// endpoint.
+	Compact bool
 	// KeepInvalid forwards packets that conntrack finds invalid, which
 	// otherwise are dropped.
 	KeepInvalid bool
@@ -174,22 +179,36 @@ func (w *portRenderer) choice(chain string, eps []model.Endpoint) {
 	} else {
 		w.oneOf(chain, eps)
 	}
+	if w.compacts(w.ServicePort) {
+		return
+	}
 	for _, ep := range eps {
 		w.endpoint(ep)
 	}
 }
 
-// oneOf renders the rules that lead to one of the endpoints.
+// compacts tells whether the endpoints of a port have no chains.
+func (r renderer) compacts(p *model.ServicePort) bool { return r.Compact && p.AffinityTimeout == 0 }
+
+// oneOf renders the rules that lead to one of the endpoints, or translate to it.
 func (w *portRenderer) oneOf(chain string, eps []model.Endpoint) {
 	w.patient[chain] = true
+	compact := w.compacts(w.ServicePort)
 	for i, ep := range eps {
 		s := spec{comment: w.toEndpoint(ep)}
 		if n := len(eps) - i; n > 1 {
 			s.more = "-m statistic --mode random --probability " + probability(n) + " "
 		}
-		w.add(chain, s.jump(endpointChain(w.Name, ep.AddrPort)))
+		if compact {
+			s.proto = w.proto
+			w.add(chain, s.jump(translateTo(ep)))
+		} else {
+			w.add(chain, s.jump(endpointChain(w.Name, ep.AddrPort)))
+		}
 	}
 }
+
+func translateTo(ep model.Endpoint) string { return "DNAT --to-destination " + ep.AddrPort.String() }
 
 const (
 	// groupAbove is how many endpoints a chain chooses among at most: a packet
@@ -268,7 +287,7 @@ func (w *portRenderer) endpoint(e model.Endpoint) {
 	} else if w.AffinityTimeout > 0 {
 		translate.more = w.recent(chain, "--set") + translate.more
 	}
-	w.add(chain, translate.jump("DNAT --to-destination "+ep.String()))
+	w.add(chain, translate.jump(translateTo(e)))
 }
 
 // remembers matches the clients that an endpoint's chain remembers.

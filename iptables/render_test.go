@@ -58,14 +58,18 @@ type agent struct {
 	where proxier.NodeState
 }
 
-func newAgent(t *testing.T, exec ruleset.Exec, cmds ruleset.Commands, v ruleset.Variant, cfg RenderConfig, sets Sets) *agent {
+func newAgent(t *testing.T, exec ruleset.Exec, cmds ruleset.Commands, v ruleset.Variant, cfg RenderConfig, sets Sets, loops Loops) *agent {
 	t.Helper()
 	engine := ruleset.NewEngine(ruleset.Config{
 		Exec: exec, Commands: cmds, Variant: v,
 		Contributions: []ruleset.Contribution{nat.Contribution(), Contribution(cfg)},
 	})
-	engine.Stage(nat.Chains(cfg.MasqueradeBit))
-	return &agent{t: t, exec: exec, Mode: New(cfg, engine, sets, nil), where: everywhere}
+	loopBack := ""
+	if cfg.Compact {
+		loopBack = loops.Name()
+	}
+	engine.Stage(nat.Chains(cfg.MasqueradeBit, loopBack))
+	return &agent{t: t, exec: exec, Mode: New(cfg, engine, sets, loops, nil), where: everywhere}
 }
 
 func fakeAgent(t *testing.T, k *fake.Kernel, cfg RenderConfig) *agent {
@@ -75,7 +79,24 @@ func fakeAgent(t *testing.T, k *fake.Kernel, cfg RenderConfig) *agent {
 
 func fakeAgentWithSets(t *testing.T, k *fake.Kernel, sets Sets, cfg RenderConfig) *agent {
 	t.Helper()
-	return newAgent(t, k, ruleset.Commands{Restore: "iptables-restore", Save: "iptables-save"}, ruleset.NFT, cfg, sets)
+	return fakeAgentWithLoops(t, k, sets, nil, cfg)
+}
+
+func fakeAgentWithLoops(t *testing.T, k *fake.Kernel, sets Sets, loops *fakeset.Loops, cfg RenderConfig) *agent {
+	t.Helper()
+	if loops == nil {
+		loops = fakeLoops(cfg.Family)
+	}
+	return newAgent(t, k, ruleset.Commands{Restore: "iptables-restore", Save: "iptables-save"}, ruleset.NFT, cfg, sets, loops)
+}
+
+// netipEqual compares the addresses in sets.
+var netipEqual = cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
+
+// fakeLoops returns the set of endpoints that reach themselves, which is not
+// there.
+func fakeLoops(f model.Family) *fakeset.Loops {
+	return &fakeset.Loops{SetName: nat.LoopBack(f == model.IPv6)}
 }
 
 // fakeHost returns a kernel that has sets.

@@ -67,18 +67,33 @@ func probe(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, chain 
 
 // CleanSets removes all sets of this mode. The rules that name them must have
 // gone before.
-func CleanSets(ctx context.Context, sets Sets) error {
-	const patience = 5 * time.Second // for the kernel to free the last rules
+func CleanSets(ctx context.Context, sets Sets, loops Loops) error {
 	names, err := sets.List()
 	if err != nil {
 		return err
 	}
 	names = slices.DeleteFunc(names, func(n string) bool { return !isEndpointChain(n) })
+	destroy := sets.Destroy
+	if _, found, err := loops.List(); err == nil && found {
+		names = append(names, loops.Name())
+		destroy = func(n string) error {
+			if n == loops.Name() {
+				return loops.Destroy()
+			}
+			return sets.Destroy(n)
+		}
+	}
+	return destroyAll(ctx, names, destroy)
+}
+
+// destroyAll destroys sets, some of which rules of others may name.
+func destroyAll(ctx context.Context, names []string, destroy func(string) error) error {
+	const patience = 5 * time.Second // for the kernel to free the last rules
 	var kept error
 	for start, pause := time.Now(), time.Millisecond; ; pause *= 2 {
 		kept = nil
 		names = slices.DeleteFunc(names, func(n string) bool {
-			err := sets.Destroy(n)
+			err := destroy(n)
 			kept = errors.Join(kept, err)
 			return err == nil
 		})

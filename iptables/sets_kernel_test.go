@@ -315,7 +315,7 @@ func TestKernelSetsComeAndGo(t *testing.T) {
 		if _, err := a.engine.Clean(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		if err := CleanSets(context.Background(), sets); err != nil {
+		if err := CleanSets(context.Background(), sets, loopsIn(h, s)); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := sets.List(); err != nil || !slices.Equal(got, foreign) {
@@ -335,7 +335,7 @@ func TestKernelSetsHeal(t *testing.T) {
 		if _, err := kernelAgent(t, s, h, c.cfg).engine.Clean(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		if err := CleanSets(context.Background(), setsIn(h, s)); err != nil {
+		if err := CleanSets(context.Background(), setsIn(h, s), loopsIn(h, s)); err != nil {
 			t.Fatal(err)
 		}
 		snap, _ := snapshot(c.port)

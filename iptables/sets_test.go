@@ -279,10 +279,18 @@ func TestCleanSets(t *testing.T) {
 		}
 		return nil
 	}
-	if err := CleanSets(context.Background(), sets); err != nil {
+	loops := fakeLoops(model.IPv4)
+	if err := loops.Create(); err != nil {
+		t.Fatal(err)
+	}
+	loops.Fault = sets.Fault
+	if err := CleanSets(context.Background(), sets, loops); err != nil {
 		t.Fatal(err)
 	}
 	if got := sets.Names(); !slices.Equal(got, []string{"OTHER"}) {
 		t.Errorf("sets %q are left, want OTHER alone", got)
+	}
+	if loops.In() != nil {
+		t.Errorf("the set %s is left", loops.Name())
 	}
 }

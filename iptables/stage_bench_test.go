@@ -23,7 +23,7 @@ func BenchmarkRender(b *testing.B) {
 			}
 			snap, names := snapshot(ports...)
 			engine := ruleset.NewEngine(ruleset.Config{Exec: &fake.Kernel{}, Variant: ruleset.NFT, Contributions: []ruleset.Contribution{Contribution(v4())}})
-			m := New(v4(), engine, nil, nil)
+			m := New(v4(), engine, nil, nil, nil)
 			d := proxier.Desired{Snapshot: snap, Changed: names, Node: everywhere, Prune: true}
 			m.stage(d)
 			d.Changed = names[n/2 : n/2+1]

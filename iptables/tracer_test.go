@@ -9,6 +9,9 @@ import (
 
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/trace"
+	"fairlead/nat/ipset"
+	fakeset "fairlead/nat/ipset/fake"
+	"fairlead/proxier/model"
 )
 
 // tracer follows packets for a test, which ends at rules that cannot be traced.
@@ -43,6 +46,15 @@ func newTracer(t *testing.T, save string, local ...string) *tracer {
 		addrs = append(addrs, netip.MustParseAddr(a))
 	}
 	return &tracer{t, trace.New(d, addrs...)}
+}
+
+// loops has the tracer know the set of endpoints that reach themselves.
+func (tr *tracer) loops(l *fakeset.Loops) *tracer {
+	tr.Set(l.Name(), func(proto string, dst netip.AddrPort, src netip.Addr) bool {
+		e := ipset.Loop{Protocol: protocolNumber(model.Protocol(strings.ToUpper(proto))), AddrPort: dst}
+		return src == dst.Addr() && l.In()[e]
+	})
+	return tr
 }
 
 // trace returns all fates with their probabilities.

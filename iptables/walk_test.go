@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/fake"
 	fakeset "fairlead/nat/ipset/fake"
 	"fairlead/proxier"
@@ -39,8 +40,13 @@ func TestWalk(t *testing.T) {
 			w := &walk{t: t, rng: rand.New(rand.NewPCG(s, 0)), snap: model.NewSnapshot(), changed: map[model.ServicePortName]bool{}}
 			w.cfg = []RenderConfig{v4(), without(v4()), v6()}[s%3]
 			w.kernel, w.sets = fakeHost()
-			w.kernel.Fault, w.sets.Fault = w.fault, w.setFault
-			w.agent = fakeAgentWithSets(t, w.kernel, w.sets, w.cfg)
+			w.loops = fakeLoops(w.cfg.Family)
+			w.loops.Rules = w.kernel.Save
+			clients := w.kernel.Refuse
+			w.kernel.Refuse = func(k ruleset.ChainKey, r ruleset.Rule) bool { return clients(k, r) || w.loops.Missing(string(r)) }
+			w.cfg.Compact = w.rng.IntN(2) == 0
+			w.faults(true)
+			w.agent = fakeAgentWithLoops(t, w.kernel, w.sets, w.loops, w.cfg)
 			for w.step = 0; w.step < 600 && !t.Failed(); w.step++ {
 				w.next()
 			}
@@ -58,6 +64,7 @@ type walk struct {
 	cfg    RenderConfig
 	kernel *fake.Kernel
 	sets   *fakeset.Sets
+	loops  *fakeset.Loops
 	agent  *agent
 	snap   *model.Snapshot
 	// changed are the names that no Sync that succeeded has carried.
@@ -70,6 +77,14 @@ func (w *walk) fault() fake.Fault {
 		return fake.NoFault
 	}
 	return []fake.Fault{fake.FailBefore, fake.FailBetween, fake.FailAfter, fake.Busy}[w.rng.IntN(4)]
+}
+
+// faults switches injected failures on or off.
+func (w *walk) faults(on bool) {
+	w.kernel.Fault, w.sets.Fault, w.loops.Fault = nil, nil, nil
+	if on {
+		w.kernel.Fault, w.sets.Fault, w.loops.Fault = w.fault, w.setFault, w.setFault
+	}
 }
 
 func (w *walk) setFault(op, name string) error {
@@ -93,12 +108,12 @@ func (w *walk) next() {
 		return
 	}
 	if len(r.Refused) > 0 { // a restore that failed too often, or a set; Verify mends it
-		w.kernel.Fault, w.sets.Fault = nil, nil
+		w.faults(false)
 		d.Verify = true
 		if r, err = w.agent.Sync(context.Background(), d); err != nil || len(r.Refused) > 0 {
 			w.t.Errorf("step %d: Sync() without faults = %+v, %v", w.step, r, err)
 		}
-		w.kernel.Fault, w.sets.Fault = w.fault, w.setFault
+		w.faults(true)
 	}
 	clear(w.changed)
 	if d.Prune {
@@ -106,9 +121,11 @@ func (w *walk) next() {
 	}
 }
 
-// restart starts a new agent, to which every port is new.
+// restart starts a new agent, to which every port is new. It may have the other
+// form.
 func (w *walk) restart() {
-	w.agent = fakeAgentWithSets(w.t, w.kernel, w.sets, w.cfg)
+	w.cfg.Compact = w.rng.IntN(2) == 0
+	w.agent = fakeAgentWithLoops(w.t, w.kernel, w.sets, w.loops, w.cfg)
 	clear(w.changed)
 	for p := range w.snap.All() {
 		w.changed[p.Name] = true
@@ -124,7 +141,7 @@ func (w *walk) change() {
 		p = &model.ServicePort{Name: name, AffinityTimeout: time.Duration(w.rng.IntN(3)) * time.Hour, ClusterIP: w.addr(96, n/3), Port: uint16(80 + n%3 + 3*w.rng.IntN(2))}
 		for i := range 5 {
 			if w.rng.IntN(2) == 0 {
-				p.Endpoints = append(p.Endpoints, model.Endpoint{AddrPort: netip.AddrPortFrom(w.addr(244, i), 8080)})
+				p.Endpoints = append(p.Endpoints, model.Endpoint{AddrPort: netip.AddrPortFrom(w.addr(244, i), 8080), Local: w.rng.IntN(2) == 0})
 				p.Usable = true
 			}
 		}
@@ -152,7 +169,8 @@ func (w *walk) compare(unsettled bool) {
 	for p := range w.snap.All() {
 		ports = append(ports, p)
 	}
-	fakeAgentWithSets(w.t, fresh, sets, w.cfg).sync(ports...)
+	loops := fakeLoops(w.cfg.Family)
+	fakeAgentWithLoops(w.t, fresh, sets, loops, w.cfg).sync(ports...)
 	want, got := fresh.Save(), w.kernel.Save()
 	if unsettled {
 		want, got = anyOdds.ReplaceAllString(want, ""), anyOdds.ReplaceAllString(got, "")
@@ -162,10 +180,13 @@ func (w *walk) compare(unsettled bool) {
 	}
 	// What could not be destroyed goes with the next sync, with or without a
 	// change.
-	w.kernel.Fault, w.sets.Fault = nil, nil
+	w.faults(false)
 	w.agent.syncChanged(w.snap, nil)
 	if diff := cmp.Diff(sets.Names(), w.sets.Names()); diff != "" {
 		w.t.Errorf("step %d: sets (-full +incremental):\n%s", w.step, diff)
 	}
-	w.kernel.Fault, w.sets.Fault = w.fault, w.setFault
+	if diff := cmp.Diff(loops.In(), w.loops.In(), netipEqual); diff != "" {
+		w.t.Errorf("step %d: endpoints that reach themselves (-full +incremental):\n%s", w.step, diff)
+	}
+	w.faults(true)
 }

@@ -15,7 +15,10 @@ import (
 // plugins and kubelet know it by this name.
 const MarkMasq = "KUBE-MARK-MASQ"
 
-const postrouting = "KUBE-POSTROUTING"
+const (
+	postrouting = "KUBE-POSTROUTING"
+	masquerade  = "-j MASQUERADE --random-fully"
+)
 
 // Mark returns the packet mark of a bit, as iptables-save prints it in a
 // match: "0x4000/0x4000" for bit 14.
@@ -39,22 +42,45 @@ func Contribution() ruleset.Contribution {
 	}
 }
 
-// Chains returns the chains for a mark bit from 0 to 31.
+// LoopBack returns the name of the set of endpoints that reach themselves, which
+// is that of kube-proxy's IPVS mode.
+func LoopBack(ipv6 bool) string {
+	if ipv6 {
+		return "KUBE-6-LOOP-BACK"
+	}
+	return "KUBE-LOOP-BACK"
+}
+
+// ReachesItself matches translated packets from an address to itself, of which a
+// set has address, protocol and port. What a node sends to itself without a Service
+// is not translated, and keeps its source.
+func ReachesItself(set string) string {
+	return "-m conntrack --ctstate DNAT -m set --match-set " + set + " dst,dst,src "
+}
+
+// Chains returns the chains for a mark bit from 0 to 31. What is from and to an
+// endpoint in the set loopBack is masqueraded without a mark; an empty name means
+// that there is no such set.
 //
 // The mark is taken off before masquerading: it would otherwise stay on the
 // packet through encapsulation, and the outer packet of a VXLAN would be
 // masqueraded too. MASQUERADE picks ports fully at random, which makes it
 // unlikely that two flows race for the same one (kubernetes/kubernetes#56903).
-func Chains(masqueradeBit int) map[ruleset.ChainKey]*ruleset.Chain {
+func Chains(masqueradeBit int, loopBack string) map[ruleset.ChainKey]*ruleset.Chain {
 	mark, clear := Mark(masqueradeBit), fmt.Sprintf("%#x/0x0", uint32(1)<<masqueradeBit)
+	var rules []ruleset.Rule
+	if loopBack != "" {
+		rules = append(rules, ruleset.Rule(`-m comment --comment "kubernetes endpoint that reaches itself" `+
+			ReachesItself(loopBack)+masquerade))
+	}
 	return map[ruleset.ChainKey]*ruleset.Chain{
 		{Table: ruleset.NAT, Name: MarkMasq}: {Rules: []ruleset.Rule{
 			ruleset.Rule("-j MARK --set-xmark " + mark),
 		}},
-		{Table: ruleset.NAT, Name: postrouting}: {Rules: []ruleset.Rule{
-			ruleset.Rule("-m mark ! --mark " + mark + " -j RETURN"),
-			ruleset.Rule("-j MARK --set-xmark " + clear),
-			`-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully`,
-		}},
+		{Table: ruleset.NAT, Name: postrouting}: {Rules: append(rules,
+			ruleset.Rule("-m mark ! --mark "+mark+" -j RETURN"),
+			ruleset.Rule("-j MARK --set-xmark "+clear),
+			`-m comment --comment "kubernetes service traffic requiring SNAT" `+masquerade,
+		)},
 	}
 }

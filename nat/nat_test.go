@@ -23,9 +23,10 @@ func TestRules(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		bit  int
+		set  string
 		want string
 	}{
-		{"usual bit", 14, `*nat
+		{"usual bit", 14, "", `*nat
 :PREROUTING ACCEPT [0:0]
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
@@ -39,7 +40,7 @@ func TestRules(t *testing.T) {
 -A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
 COMMIT
 `},
-		{"first bit", 0, `*nat
+		{"first bit", 0, "", `*nat
 :PREROUTING ACCEPT [0:0]
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
@@ -53,6 +54,21 @@ COMMIT
 -A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
 COMMIT
 `},
+		{"endpoints that reach themselves", 0, LoopBack(true), `*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x1/0x1
+-A KUBE-POSTROUTING -m comment --comment "kubernetes endpoint that reaches itself" -m conntrack --ctstate DNAT -m set --match-set KUBE-6-LOOP-BACK dst,dst,src -j MASQUERADE --random-fully
+-A KUBE-POSTROUTING -m mark ! --mark 0x1/0x1 -j RETURN
+-A KUBE-POSTROUTING -j MARK --set-xmark 0x1/0x0
+-A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
+COMMIT
+`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var k fake.Kernel
@@ -60,7 +76,7 @@ COMMIT
 				Exec: &k, Commands: ruleset.Commands{Restore: "iptables-restore", Save: "iptables-save"},
 				Contributions: []ruleset.Contribution{Contribution()},
 			})
-			e.Stage(Chains(tt.bit))
+			e.Stage(Chains(tt.bit, tt.set))
 			if _, err := e.Apply(t.Context(), ruleset.Options{Prune: true}); err != nil {
 				t.Fatal(err)
 			}

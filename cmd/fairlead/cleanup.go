@@ -14,6 +14,7 @@ import (
 
 	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
+	"fairlead/nat"
 	"fairlead/nat/ipset"
 	"fairlead/nat/nfacct"
 	"fairlead/nat/sysctl"
@@ -26,7 +27,7 @@ func cleanupCommand() *cobra.Command {
 		Short: "Remove the rules that Fairlead or kube-proxy has left",
 		Long: `Remove the chains and jumps of Fairlead and of kube-proxy's iptables mode from
 this node, of both families and in both variants of iptables, the sets of clients
-that session affinity has made, and the tables of kube-proxy's nftables mode. Rules
+that session affinity has made and of endpoints that reach themselves, and the tables of kube-proxy's nftables mode. Rules
 of others stay as they are, and so does a chain that rules of others lead to.
 
 Connections to Services stop working. Stop the agent first, or it will write
@@ -68,8 +69,9 @@ func cleanup(ctx context.Context, cmd *cobra.Command) error {
 		errs = append(errs, removeNftables(ctx, f))
 	}
 	for _, f := range model.Families() { // which no rule of ours names any more
-		if err := iptables.CleanSets(ctx, ipset.New(f == model.IPv6)); err != nil {
-			klog.FromContext(ctx).Info("Sets of client addresses are not looked for", "ipFamily", f, "reason", err.Error())
+		ipv6 := f == model.IPv6
+		if err := iptables.CleanSets(ctx, ipset.New(ipv6), ipset.NewLoops(nat.LoopBack(ipv6), ipv6)); err != nil {
+			klog.FromContext(ctx).Info("Sets are not looked for", "ipFamily", f, "reason", err.Error())
 		}
 	}
 	removeCounter(ctx)

@@ -42,7 +42,7 @@ type options struct {
 	minSyncPeriod, syncPeriod     time.Duration
 	masqueradeAll                 bool
 	masqueradeBit                 int
-	localhostNodePorts            bool
+	localhostNodePorts, compact   bool
 	conntrack                     sysctl.ConntrackConfig
 	// changed tells whether a flag was given.
 	changed func(name string) bool
@@ -74,6 +74,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&o.syncPeriod, "iptables-sync-period", 30*time.Second, "How often the rules are checked against what others may have changed.")
 	fs.BoolVar(&o.masqueradeAll, "masquerade-all", false, "Masquerade all traffic to cluster IPs.")
 	fs.BoolVar(&o.localhostNodePorts, "iptables-localhost-nodeports", true, "Let node ports answer on 127.0.0.1 too.")
+	fs.BoolVar(&o.compact, "iptables-compact", false, "Write a third of the rules: Services without session affinity translate in KUBE-SVC-… and KUBE-SVL-…, and their endpoints have no KUBE-SEP-… chains. It needs ipset: the node's own endpoints are in the set KUBE-LOOP-BACK. Switching it on or off takes a restart, and interrupts no connection.")
 	fs.IntVar(&o.masqueradeBit, "iptables-masquerade-bit", 14, "Bit, 0 to 31, of the packet mark that asks for masquerading.")
 	conntrackFlags(fs, &o.conntrack)
 }

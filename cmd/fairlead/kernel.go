@@ -74,6 +74,34 @@ func (n *nodeKernel) probeSets(ctx context.Context, f model.Family) {
 	n.sets[f] = sets
 }
 
+// loops returns the set of endpoints that reach themselves, nil where rules cannot
+// use sets. It may not be there.
+func (n *nodeKernel) loops(f model.Family) iptables.Loops {
+	if n.sets[f] == nil {
+		return nil
+	}
+	return ipset.NewLoops(nat.LoopBack(f == model.IPv6), f == model.IPv6)
+}
+
+// canCompact tells whether rules can have the compact form that was asked for.
+func (n *nodeKernel) canCompact(ctx context.Context, loops iptables.Loops, rules iptables.RenderConfig) bool {
+	reason := ""
+	switch {
+	case rules.MasqueradeNeighbours:
+		reason = "packets between pods on one bridge bypass the rules (bridge-nf-call-iptables), so what they send to each other is masqueraded by the endpoint"
+	case loops == nil:
+		reason = "rules cannot use sets here"
+	default:
+		if err := iptables.ProbeLoops(ctx, ruleset.SystemExec{}, n.commands[rules.Family], loops); err != nil {
+			reason = err.Error()
+		}
+	}
+	if reason != "" {
+		klog.FromContext(ctx).Info("Rules have the ordinary form, --iptables-compact has no effect", "ipFamily", rules.Family, "reason", reason)
+	}
+	return reason == ""
+}
+
 // invalidCounter returns the counter for what a family drops as invalid, empty
 // where rules cannot count.
 func (n *nodeKernel) invalidCounter(ctx context.Context, f model.Family) string {

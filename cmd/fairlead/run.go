@@ -136,8 +136,14 @@ func newMode(ctx context.Context, cfg *config, node *nodeKernel, settings *sysct
 	if !rules.KeepInvalid {
 		rules.InvalidCounter = node.invalidCounter(ctx, f)
 	}
+	loops := node.loops(f)
+	rules.Compact = cfg.compact && node.canCompact(ctx, loops, rules)
 	engine := node.engine(node.commands[f], rules)
-	engine.Stage(nat.Chains(cfg.masqueradeBit))
+	loopBack := ""
+	if rules.Compact {
+		loopBack = loops.Name()
+	}
+	engine.Stage(nat.Chains(cfg.masqueradeBit, loopBack))
 	w := node.watcher(ctx, f, engine)
-	return iptables.New(rules, engine, node.sets[f], metrics), w
+	return iptables.New(rules, engine, node.sets[f], loops, metrics), w
 }

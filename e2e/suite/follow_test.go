@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -21,6 +22,7 @@ import (
 	"fairlead/iptables/ruleset/fake"
 	"fairlead/iptables/ruleset/trace"
 	"fairlead/nat"
+	"fairlead/nat/ipset"
 	ipsetfake "fairlead/nat/ipset/fake"
 	"fairlead/proxier"
 	"fairlead/proxier/health"
@@ -43,19 +45,21 @@ type traced struct {
 }
 
 // newTraced takes the objects of a scenario the whole way to the rules of all
-// nodes and families, on a kernel with sets or without.
-func newTraced(t *testing.T, topo *topology, sc scenario, sets bool) traced {
+// nodes and families.
+func newTraced(t *testing.T, topo *topology, sc scenario, k kind) traced {
 	t.Helper()
 	r := traced{topo, map[nodeFamily]*trace.Tracer{}, map[nodeFamily]netip.Addr{}}
 	for _, n := range topo.lab.Nodes {
 		for _, f := range model.Families() {
 			ports := resolve(topo, sc, n.Label, f)
-			d, err := ruleset.Parse(strings.NewReader(render(t, n, f, ports, sets)))
+			loops := &ipsetfake.Loops{SetName: nat.LoopBack(f == model.IPv6)}
+			d, err := ruleset.Parse(strings.NewReader(render(t, n, f, ports, k, loops)))
 			if err != nil {
 				t.Fatal(err)
 			}
 			at := nodeFamily{n.Label, f}
 			r.tracers[at] = trace.New(d, addrs(n, f)...)
+			r.tracers[at].Set(loops.Name(), reachThemselves(loops))
 			if sc.asks(toHealthCheck) {
 				r.checks[at] = ownLoopback(len(r.checks) + 1)
 				serveHealth(t, r.checks[at], ports)
@@ -92,11 +96,27 @@ func serveHealth(t *testing.T, at netip.Addr, ports map[model.ServicePortName]*m
 	servers.Sync(t.Context(), []netip.Addr{at}, services.Wanted())
 }
 
+// reachThemselves tells which endpoints reach themselves by a node's set.
+func reachThemselves(l *ipsetfake.Loops) trace.SetOf {
+	in := l.In()
+	return func(proto string, dst netip.AddrPort, src netip.Addr) bool {
+		number := map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, sctp: unix.IPPROTO_SCTP}[proto]
+		return src == dst.Addr() && in[ipset.Loop{Protocol: number, AddrPort: dst}]
+	}
+}
+
+// kind is a kind of rules.
+type kind struct {
+	// sets is unset for a kernel without sets.
+	sets    bool
+	compact bool
+}
+
 // render returns a node's rules for the ports, as iptables-save prints them.
-func render(t *testing.T, n *lab.Node, f model.Family, changes map[model.ServicePortName]*model.ServicePort, sets bool) string {
+func render(t *testing.T, n *lab.Node, f model.Family, changes map[model.ServicePortName]*model.ServicePort, k kind, loops *ipsetfake.Loops) string {
 	t.Helper()
 	cfg := iptables.RenderConfig{
-		Family: f, MasqueradeBit: 14, LocalhostNodePorts: true, PodCIDRs: ofFamily(clusterCIDR, f),
+		Family: f, MasqueradeBit: 14, LocalhostNodePorts: true, PodCIDRs: ofFamily(clusterCIDR, f), Compact: k.compact,
 	}
 	kernel := &fake.Kernel{}
 	engine := ruleset.NewEngine(ruleset.Config{
@@ -104,17 +124,21 @@ func render(t *testing.T, n *lab.Node, f model.Family, changes map[model.Service
 		Commands:      ruleset.Commands{Restore: "iptables-restore", Save: "iptables-save"},
 		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution(cfg)},
 	})
-	engine.Stage(nat.Chains(cfg.MasqueradeBit))
+	loopBack := ""
+	if k.compact {
+		loopBack = loops.Name()
+	}
+	engine.Stage(nat.Chains(cfg.MasqueradeBit, loopBack))
 	var names []model.ServicePortName
 	for name := range changes {
 		names = append(names, name)
 	}
 	slices.SortFunc(names, model.ServicePortName.Compare)
 	var clients iptables.Sets
-	if sets {
+	if k.sets {
 		clients = &ipsetfake.Sets{}
 	}
-	r, err := iptables.New(cfg, engine, clients, nil).Sync(t.Context(), proxier.Desired{
+	r, err := iptables.New(cfg, engine, clients, loops, nil).Sync(t.Context(), proxier.Desired{
 		Snapshot: model.NewSnapshot().With(changes), Changed: names, Prune: true,
 		Node: proxier.NodeState{NodePorts: proxier.NodePorts{All: true}, IP: n.Addr(f)},
 	})

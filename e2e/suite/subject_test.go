@@ -28,6 +28,8 @@ type subject interface {
 	supported(ctx context.Context) error
 	// feed makes what its proxies get their objects from.
 	feed(ctx context.Context, topo *topology) (feed, error)
+	// asked tells whether it is asked a scenario; the tracer asks all.
+	asked(sc scenario) bool
 	// command is the proxy for a node, which gets its objects from f.
 	command(ctx context.Context, node *lab.Node, f feed) *exec.Cmd
 }
@@ -37,6 +39,8 @@ func subjects() []subject {
 	return []subject{
 		fairlead{mode: "iptables", variant: lab.NFT},
 		fairlead{mode: "iptables", variant: lab.Legacy},
+		fairlead{mode: "iptables", variant: lab.NFT, form: "compact"},
+		fairlead{mode: "iptables", variant: lab.Legacy, form: "compact"},
 	}
 }
 
@@ -44,21 +48,37 @@ func subjects() []subject {
 type fairlead struct {
 	mode    string
 	variant lab.Variant
+	// form is that of the rules, empty for the ordinary one.
+	form string
 }
 
 var _ subject = fairlead{}
 
-func (s fairlead) name() string { return s.mode + "-" + string(s.variant) }
+func (s fairlead) name() string {
+	return strings.TrimSuffix(s.mode+"-"+string(s.variant)+"-"+s.form, "-")
+}
+
+// asked leaves to the tracer what the form of the rules has nothing to do with:
+// each subject takes minutes.
+func (s fairlead) asked(sc scenario) bool {
+	return s.form == "" || strings.HasPrefix(sc.name, "hairpin-")
+}
 
 func (s fairlead) supported(ctx context.Context) error { return lab.VariantSupported(ctx, s.variant) }
 
 func (s fairlead) feed(context.Context, *topology) (feed, error) { return newDirectory() }
 
 func (s fairlead) command(ctx context.Context, node *lab.Node, f feed) *exec.Cmd {
-	return node.Command(ctx, binary, "-v=2",
+	flags := []string{
+		"-v=2",
 		"--proxy-mode", s.mode, "--iptables-variant", string(s.variant),
 		"--hostname-override", node.Label, "--cluster-cidr", clusterCIDR,
-		"--service-cidrs", serviceCIDRs, "--manifests", string(f.(directory)))
+		"--service-cidrs", serviceCIDRs, "--manifests", string(f.(directory)),
+	}
+	if s.form != "" {
+		flags = append(flags, "--iptables-"+s.form)
+	}
+	return node.Command(ctx, binary, flags...)
 }
 
 // kubeProxy is the reference. It takes the variant of iptables that it finds
@@ -90,6 +110,8 @@ func newKubeProxy(binary, dir string, v lab.Variant) (kubeProxy, error) {
 }
 
 func (s kubeProxy) name() string { return string(s.variant) }
+
+func (s kubeProxy) asked(scenario) bool { return true }
 
 func (s kubeProxy) supported(ctx context.Context) error { return lab.VariantSupported(ctx, s.variant) }
 

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"fairlead/e2e/lab"
+	ipsetfake "fairlead/nat/ipset/fake"
 	"fairlead/proxier/model"
 )
 
@@ -21,7 +22,7 @@ import (
 // gets from node to node, and back, is what the lab routes. A health check that
 // the rules let through is answered by the agent's own server. Each scenario is
 // traced a second time among so many Services that rules find theirs by a tree,
-// and sticky ones with rules for a kernel without sets.
+// again with compact rules, and sticky ones with rules for a kernel without sets.
 //
 // Each cell by TCP is traced by SCTP as well, which few kernels have sockets for,
 // and has to come to the same.
@@ -38,7 +39,7 @@ func TestTracedSuite(t *testing.T) {
 	for _, sc := range scenarios {
 		recorded := ref.scenarios[sc.name]
 		t.Run(sc.name, func(t *testing.T) {
-			got := newTraced(t, topo, sc, true).outcomes(t, sc)
+			got := newTraced(t, topo, sc, kind{sets: true}).outcomes(t, sc)
 			compare(t, sc, recorded, got)
 			for c := range got {
 				if c.flow.network != sctp {
@@ -54,11 +55,14 @@ func TestTracedSuite(t *testing.T) {
 			}
 		})
 		t.Run(sc.name+" among many", func(t *testing.T) {
-			compare(t, sc, recorded, newTraced(t, topo, amongMany(sc), true).outcomes(t, sc))
+			compare(t, sc, recorded, newTraced(t, topo, amongMany(sc), kind{sets: true}).outcomes(t, sc))
+		})
+		t.Run(sc.name+" compact", func(t *testing.T) {
+			compare(t, sc, recorded, newTraced(t, topo, sc, kind{sets: true, compact: true}).outcomes(t, sc))
 		})
 		if sc.sticky {
 			t.Run(sc.name+" without sets", func(t *testing.T) {
-				compare(t, sc, recorded, newTraced(t, topo, sc, false).outcomes(t, sc))
+				compare(t, sc, recorded, newTraced(t, topo, sc, kind{}).outcomes(t, sc))
 			})
 		}
 	}
@@ -79,7 +83,7 @@ func TestAmongMany(t *testing.T) {
 	n, few := topo.lab.Nodes[0], scenarios[0]
 	for _, sc := range []scenario{few, amongMany(few)} {
 		many := len(sc.services) > len(few.services)
-		rules := render(t, n, model.IPv4, resolve(topo, sc, n.Label, model.IPv4), true)
+		rules := render(t, n, model.IPv4, resolve(topo, sc, n.Label, model.IPv4), kind{sets: true}, &ipsetfake.Loops{})
 		for _, branch := range []string{"KUBE-SVC-10.96.0.", "KUBE-SVC-203.0.113.", "KUBE-SVC-tcp/", "KUBE-EXT-203.0.113.", "KUBE-EXT-tcp/", "KUBE-FW-203.0.113."} {
 			if got := strings.Contains(rules, "\n:"+branch); got != many {
 				t.Errorf("%d Services: a chain %s…: %t, want %t", len(sc.services), branch, got, many)

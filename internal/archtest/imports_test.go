@@ -75,7 +75,7 @@ var rules = []rule{
 	{name: "dispatch stands on the model and the words of the engine",
 		in: []string{"iptables/dispatch"}, ours: []string{"iptables/ruleset", "proxier/model"}},
 	{name: "iptables mode stands on the brain, the engine and nat",
-		in: []string{"iptables"}, ours: []string{"iptables/dispatch", "iptables/ruleset", "nat", "proxier", "proxier/model"}},
+		in: []string{"iptables"}, ours: []string{"iptables/dispatch", "iptables/ruleset", "nat", "nat/ipset", "proxier", "proxier/model"}},
 	{name: "only the command knows more than one mode",
 		in: []string{"..."}, but: []string{"cmd/fairlead", "e2e/..."}, most: 1, among: modes},
 	{name: "the engine alone runs commands",
