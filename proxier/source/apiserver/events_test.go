@@ -141,7 +141,7 @@ func TestEventsOncePerVersion(t *testing.T) {
 			count            int // of the first patch
 		}{
 			{"the first list", func() {}, 1, 0, 0},
-			{"resyncs", func() { time.Sleep(3 * DefaultSyncPeriod) }, 0, 0, 0},
+			{"an hour", func() { time.Sleep(time.Hour) }, 0, 0, 0},
 			{"a version with another refusal", func() { update(version("2"), external("127.0.0.2")) }, 1, 0, 0},
 			{"one with the same", func() { update(version("3"), external("127.0.0.2")) }, 0, 1, 2},
 			{"many more with the same", func() {

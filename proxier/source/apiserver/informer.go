@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/cache"
@@ -24,9 +23,10 @@ type informer struct {
 	delivered cache.DoneChecker
 }
 
-// newInformer returns an informer that is not running yet.
-func newInformer(example runtime.Object, lw cache.ListerWatcher, syncPeriod time.Duration, transform cache.TransformFunc, handler cache.ResourceEventHandler) (informer, error) {
-	i := cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{ResyncPeriod: syncPeriod})
+// newInformer returns an informer that is not running yet. It does not hand the
+// handler every object anew from time to time, which would find nothing.
+func newInformer(example runtime.Object, lw cache.ListerWatcher, transform cache.TransformFunc, handler cache.ResourceEventHandler) (informer, error) {
+	i := cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{})
 	if err := i.SetTransform(transform); err != nil {
 		return informer{}, fmt.Errorf("set transform: %w", err)
 	}

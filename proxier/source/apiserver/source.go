@@ -22,19 +22,12 @@ import (
 	"fairlead/proxier/source"
 )
 
-// DefaultSyncPeriod is how often the informers compare every object again
-// where the configuration does not say; kube-proxy's default.
-const DefaultSyncPeriod = 15 * time.Minute
-
 // Config says what to read, and from where.
 type Config struct {
 	// Client talks to the API server; see NewClient.
 	Client *Client
 	// NodeName is the name of the Node that the agent runs on.
 	NodeName string
-	// SyncPeriod is how often the informers compare every object again; 0
-	// means DefaultSyncPeriod. Nothing relies on it.
-	SyncPeriod time.Duration
 	// Policy says which external addresses Services may have.
 	Policy source.Policy
 	// Metrics may be nil.
@@ -61,10 +54,6 @@ func New(config Config) (*Source, error) {
 		return nil, errors.New("make API server source: no client")
 	case config.NodeName == "":
 		return nil, errors.New("make API server source: no node name")
-	case config.SyncPeriod < 0:
-		return nil, fmt.Errorf("make API server source: sync period %v is negative", config.SyncPeriod)
-	case config.SyncPeriod == 0:
-		config.SyncPeriod = DefaultSyncPeriod
 	}
 	return &Source{
 		config:   config,
@@ -176,7 +165,7 @@ func (s *Source) services(ctx context.Context, events *eventWriter, sink source.
 	deliver := func(key model.ObjectKey, v *model.Service) {
 		sink.Update(model.Changes{Services: map[model.ObjectKey]*model.Service{key: v}})
 	}
-	return newInformer(&corev1.Service{}, services(s.config.Client, s.link), s.config.SyncPeriod,
+	return newInformer(&corev1.Service{}, services(s.config.Client, s.link),
 		transform(func(svc *corev1.Service) (*model.Service, bool, []source.Refusal) {
 			return source.TranslateService(svc, s.config.Policy)
 		}),
@@ -187,7 +176,7 @@ func (s *Source) endpointSlices(ctx context.Context, events *eventWriter, sink s
 	deliver := func(key model.ObjectKey, v *model.EndpointSlice) {
 		sink.Update(model.Changes{EndpointSlices: map[model.ObjectKey]*model.EndpointSlice{key: v}})
 	}
-	return newInformer(&discoveryv1.EndpointSlice{}, endpointSlices(s.config.Client, s.link), s.config.SyncPeriod,
+	return newInformer(&discoveryv1.EndpointSlice{}, endpointSlices(s.config.Client, s.link),
 		transform(source.TranslateEndpointSlice),
 		handler(ctx, s.teller(events, source.KindEndpointSlice, "discovery.k8s.io/v1"), source.SameEndpointSlice, deliver))
 }
@@ -196,14 +185,14 @@ func (s *Source) serviceCIDRs(ctx context.Context, events *eventWriter, link *op
 	deliver := func(key model.ObjectKey, v *model.ServiceCIDR) {
 		sink.Update(model.Changes{ServiceCIDRs: map[model.ObjectKey]*model.ServiceCIDR{key: v}})
 	}
-	return newInformer(&networkingv1.ServiceCIDR{}, serviceCIDRs(s.config.Client, link), s.config.SyncPeriod,
+	return newInformer(&networkingv1.ServiceCIDR{}, serviceCIDRs(s.config.Client, link),
 		transform(source.TranslateServiceCIDR),
 		handler(ctx, s.teller(events, source.KindServiceCIDR, "networking.k8s.io/v1"), source.SameServiceCIDR, deliver))
 }
 
 func (s *Source) node(ctx context.Context, events *eventWriter, own *ownNode) (informer, error) {
 	deliver := func(_ model.ObjectKey, v *model.Node) { own.deliver(v) }
-	return newInformer(&corev1.Node{}, node(s.config.Client, s.link, s.config.NodeName), s.config.SyncPeriod,
+	return newInformer(&corev1.Node{}, node(s.config.Client, s.link, s.config.NodeName),
 		transform(source.TranslateNode),
 		handler(ctx, s.teller(events, source.KindNode, "v1"), source.SameNode, deliver))
 }
