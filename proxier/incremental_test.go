@@ -325,11 +325,11 @@ func checkTimes(t *testing.T, calls []call, events []time.Duration, minSync time
 	t.Helper()
 	const period, begin = 30 * time.Second, 12345
 	failures, done := 0, time.Duration(begin) // the first tick counts from the first sync
-	owed := false
+	owed, strain := false, time.Duration(0)
 	for i, c := range calls[1:] {
 		last := calls[i]
 		took := last.end - last.start
-		rest := max(took, minSync-took)
+		rest := max(took*(1+strain), minSync-took)
 		earliest, latest := last.end+rest, last.end+rest
 		if failures++; last.err == nil {
 			failures = 0
@@ -337,6 +337,15 @@ func checkTimes(t *testing.T, calls []call, events []time.Duration, minSync time
 			bounds := pauseBounds[min(failures, len(pauseBounds))-1]
 			earliest, latest = max(earliest, last.end+bounds.min), max(latest, last.end+bounds.max)
 			owed = owed || last.desired.Verify
+		}
+		decision := earliest
+		if last.err != nil {
+			decision = c.start // the jitter is not known
+		}
+		if slices.ContainsFunc(events, func(e time.Duration) bool { return e > last.start && e <= decision }) {
+			strain = min(strain+1, maxStrain)
+		} else {
+			strain = 0
 		}
 		tick := done + period
 		next := slices.IndexFunc(events, func(e time.Duration) bool { return e > last.start })

@@ -36,7 +36,8 @@ type LoopConfig struct {
 	// the Node object. It may be invalid.
 	NodeIP netip.Addr
 	// MinSyncPeriod is the least time between the starts of two syncs. Whatever
-	// it is, a sync that took t is followed by a rest of t.
+	// it is, a sync that took t is followed by a rest of t, and of up to 3t while
+	// there is always something to do.
 	MinSyncPeriod time.Duration
 	// Foreign has a token once others may have changed what the mode has
 	// written; it may be nil.
@@ -60,6 +61,8 @@ type Loop struct {
 	failures int
 	// dropped counts the ports in snapshot whose traffic is dropped.
 	dropped dropped
+	// strain counts the syncs in a row after which there was work already.
+	strain int
 	// unsettled is set while the mode has something left for Desired.Settle.
 	unsettled bool
 	// refused is what the last sync reported, so that it is logged once.
@@ -73,6 +76,11 @@ const (
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 10 * time.Second
 )
+
+// maxStrain bounds Loop.strain. In the long run of changes that never end, syncs
+// take a quarter of one core: each is followed by a rest of three times what it
+// took. A change that finds the loop at rest for the first time waits for one.
+const maxStrain = 2
 
 // NewLoop returns a Loop.
 func NewLoop(cfg LoopConfig) *Loop {
@@ -102,6 +110,11 @@ func (l *Loop) Run(ctx context.Context) error {
 			return nil
 		}
 		a.settleLater(l.unsettled)
+		if len(wake) == 0 {
+			l.strain = 0
+		} else if l.strain < maxStrain {
+			l.strain++
+		}
 		if l.failures == 0 {
 			ask = request{}
 			if !a.wait(ctx, &ask) {
@@ -144,7 +157,7 @@ func (l *Loop) sync(ctx context.Context, ask request) time.Duration {
 	report, err := l.Mode.Sync(ctx, d)
 	l.unsettled = report.Unsettled > 0
 	took := time.Since(start)
-	rest := max(took, l.MinSyncPeriod-took)
+	rest := max(took*time.Duration(1+l.strain), l.MinSyncPeriod-took)
 	if err != nil && ctx.Err() != nil { // told to stop, which is no failure
 		return rest
 	}

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"k8s.io/klog/v2"
 )
 
 // Watch has w tell which chains are to be looked at on Options.Verify, which
@@ -30,6 +32,7 @@ func (e *Engine) verify(ctx context.Context, res *Result) error {
 	}
 	s := e.watcher.Take()
 	if s.All || len(s.Chains) > maxListed || e.heldByNobody() {
+		klog.FromContext(ctx).V(2).Info("Reading all rules", "command", e.cmds.Save, "anyChainMayHaveChanged", s.All, "chains", len(s.Chains))
 		return e.load(ctx, res)
 	}
 	for i, k := range s.Chains {
