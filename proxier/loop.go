@@ -98,7 +98,7 @@ func NewLoop(cfg LoopConfig) *Loop {
 // stays there.
 func (l *Loop) Run(ctx context.Context) error {
 	wake := l.Tracker.Wake(l.Family)
-	select { // nothing is read or written before there is something to rely on
+	select { // nothing is programmed before there is something to rely on
 	case <-ctx.Done():
 		return nil
 	case <-wake:

@@ -145,5 +145,6 @@ func newMode(ctx context.Context, cfg *config, node *nodeKernel, settings *sysct
 	}
 	engine.Stage(nat.Chains(cfg.masqueradeBit, loopBack))
 	w := node.watcher(ctx, f, engine)
+	engine.ReadAhead(ctx)
 	return iptables.New(rules, engine, node.sets[f], loops, metrics), w
 }

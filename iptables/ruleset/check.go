@@ -122,6 +122,15 @@ func (e *Engine) tryAllAgain() {
 
 // readAll streams all rules, and tells the watcher.
 func (e *Engine) readAll(ctx context.Context, v visitor) error {
+	if a := e.takeAhead(ctx); a != nil {
+		if err := parse(&a.text, v); err != nil {
+			return err
+		}
+		if e.watcher != nil {
+			e.watcher.Listed(a.took)
+		}
+		return nil
+	}
 	start := time.Now()
 	if e.watcher != nil {
 		e.watcher.Take() // what comes from here on is seen or told

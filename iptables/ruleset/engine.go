@@ -35,6 +35,8 @@ type Engine struct {
 	guests []Guest
 	// watcher is nil where nothing tells what others change.
 	watcher Watcher
+	// ahead is nil once it is used.
+	ahead *ahead
 	// cleaning is set by Clean.
 	cleaning bool
 	entry    map[ChainKey][]Rule
