@@ -174,6 +174,7 @@ func TestParse(t *testing.T) {
 		{"one Service", "--loads 1x10", `--loads "1x10" is not a size`},
 		{"variant", "--variants nftables", `--variants "nftables" is none of`},
 		{"samples", "--samples 0", "must be above 0"},
+		{"limit", "--limit 0s", "must be above 0"},
 		{"mix", "--mix grow=1", `"grow=1" is none of`},
 		{"argument", "1000x10", `"1000x10" is not understood`},
 	} {

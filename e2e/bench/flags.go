@@ -34,7 +34,7 @@ type options struct {
 	subjects, variants  []string
 	sizes, curve, loads []report.Size
 	settings            report.Settings
-	cutoff              time.Duration
+	cutoff, limit       time.Duration
 	mix                 workload.Mix
 	json, docs, work    string
 	from                string
@@ -59,6 +59,7 @@ func parse(args []string, out io.Writer) (*options, error) {
 	fs.StringVar(&o.settings.Mix, "mix", o.settings.Mix, "Kinds of these changes, and how often each is.")
 	fs.Uint64Var(&o.settings.Seed, "seed", o.settings.Seed, "Other changes for every number.")
 	fs.DurationVar(&o.cutoff, "cutoff", time.Minute, "How long a first sync may take; five times that with --loads.")
+	fs.DurationVar(&o.limit, "limit", time.Hour, "How long all may take. What was measured until then is printed.")
 	fs.StringVar(&o.json, "json", "bin/bench.json", "Where the figures go.")
 	fs.StringVar(&o.docs, "docs", "", "Directory whose performance.md, .json and .svg are brought up to date.")
 	fs.StringVar(&o.work, "work", "", "Directory for logs, which stays; empty is a temporary one.")
@@ -94,8 +95,8 @@ func (o *options) check() error {
 			return fmt.Errorf("--variants %q is none of %v", v, lab.Variants())
 		}
 	}
-	if o.settings.Samples < 1 || o.settings.Connects < 1 || o.settings.Changes < 1 || o.settings.Rate <= 0 || o.cutoff <= 0 {
-		return fmt.Errorf("--samples, --connects, --changes, --rate and --cutoff must be above 0")
+	if o.settings.Samples < 1 || o.settings.Connects < 1 || o.settings.Changes < 1 || o.settings.Rate <= 0 || o.cutoff <= 0 || o.limit <= 0 {
+		return fmt.Errorf("--samples, --connects, --changes, --rate, --cutoff and --limit must be above 0")
 	}
 	return nil
 }

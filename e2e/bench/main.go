@@ -51,7 +51,12 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer b.close()
-	err = b.measure(ctx)
+	limited, cancel := context.WithTimeoutCause(ctx, o.limit, fmt.Errorf("all took longer than %s, which --limit allows", o.limit))
+	defer cancel()
+	err = b.measure(limited)
+	if err != nil && limited.Err() != nil { // with what could not be cleaned up
+		err = fmt.Errorf("%w: %w", context.Cause(limited), err)
+	}
 	// What was measured before an error is worth having.
 	return errors.Join(err, b.publish(err == nil))
 }

@@ -37,16 +37,25 @@ func pair() single {
 		without: probe.Connected, with: probe.Refused, calm: 30}
 }
 
-// awaited is a change, and what shows that it is in effect.
+// awaited is a change, and what shows that it is not yet in effect and that it is.
 type awaited struct {
 	workload.Change
-	want   probe.Outcome
-	streak int
+	before, after sign
 }
 
-func (s single) add() awaited { return awaited{s.change(s.few, s.more), s.with, 1} }
+// sign is an outcome that so many connects in a row have.
+type sign struct {
+	outcome probe.Outcome
+	streak  int
+}
 
-func (s single) remove() awaited { return awaited{s.change(s.more, s.few), s.without, s.calm} }
+func (s single) add() awaited {
+	return awaited{s.change(s.few, s.more), sign{s.without, s.calm}, sign{s.with, 1}}
+}
+
+func (s single) remove() awaited {
+	return awaited{s.change(s.more, s.few), sign{s.with, 1}, sign{s.without, s.calm}}
+}
 
 func (s single) change(from, to []int) workload.Change {
 	return workload.Change{
@@ -65,14 +74,18 @@ const effectTime = 2 * time.Minute
 func (r *Rig) change(ctx context.Context, n *node, a awaited) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, effectTime)
 	defer cancel()
+	client, at := n.client(), r.plan().At(a.Number())
+	if _, err := client.Await(ctx, at, a.before.outcome, a.before.streak); err != nil {
+		return 0, fmt.Errorf("before %s: %w", a.Change, err)
+	}
 	type result struct {
 		at  time.Time
 		err error
 	}
 	seen := make(chan result, 1)
 	go func() {
-		at, err := n.client().Await(ctx, r.plan().At(a.Number()), a.want, a.streak)
-		seen <- result{at, err}
+		first, err := client.Await(ctx, at, a.after.outcome, a.after.streak)
+		seen <- result{first, err}
 	}()
 	start := time.Now()
 	if err := r.single(a.Number()).Apply(ctx, a.Change); err != nil {

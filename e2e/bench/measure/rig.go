@@ -198,12 +198,26 @@ func (r *Rig) newNode(ctx context.Context, v lab.Variant) (*node, error) {
 		err = n.serve(ctx, r.plan())
 	}
 	if err == nil {
+		err = n.forgetClients()
+	}
+	if err == nil {
 		err = r.register(ctx, made)
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.removeNode(ctx, n))
 	}
 	return n, nil
+}
+
+// forgetClients makes sure that no connect meets what connection tracking
+// remembers of an earlier one: one that came while there were no rules, say, and
+// that would be translated as little as that. A client that connects thousands of
+// times in a second has the same port again soon.
+func (n *node) forgetClients() error {
+	return errors.Join(
+		n.SetSysctl("net/netfilter/nf_conntrack_tcp_timeout_syn_sent", "1"),
+		n.SetSysctl("net/netfilter/nf_conntrack_tcp_timeout_close", "1"),
+		n.SetSysctl("net/ipv4/ip_local_port_range", "1024 65535"))
 }
 
 // removeNode removes a node with its rules and with what runs there, also after

@@ -80,7 +80,8 @@ func (r *Rig) Run(ctx context.Context, s subject.Subject, v lab.Variant, cfg Con
 
 // all measures in an order in which nothing is in the way of what comes next.
 func (b *bench) all(ctx context.Context) error {
-	if err := b.firstSync(ctx, subject.Options{}); err != nil || b.run.CutOff {
+	// On the curve there is no restart from which on it is eager.
+	if err := b.firstSync(ctx, subject.Options{Eager: b.Extent == Curve}); err != nil || b.run.CutOff {
 		return err
 	}
 	if err := b.memory(ctx); err != nil {

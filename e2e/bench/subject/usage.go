@@ -22,6 +22,8 @@ const (
 	LastSync = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 	// SyncSeconds is how long all syncs took together, by family.
 	SyncSeconds = "kubeproxy_sync_proxy_rules_duration_seconds_sum"
+	// syncs is how many there were, by family.
+	syncs = "kubeproxy_sync_proxy_rules_duration_seconds_count"
 	// RulesWritten is how many rules the last sync has written, by family and
 	// table.
 	RulesWritten = "kubeproxy_sync_proxy_rules_iptables_last"
@@ -89,7 +91,8 @@ func parseMetrics(r io.Reader) (Metrics, error) {
 func (p *Process) WaitSynced(ctx context.Context) (time.Time, Metrics, error) {
 	for {
 		m, err := p.Metrics(ctx)
-		if at := m.Sum(LastSync, `ip_family="IPv4"`); err == nil && at > 0 {
+		const family = `ip_family="IPv4"`
+		if at := m.Sum(LastSync, family); err == nil && at > 0 && m.Sum(syncs, family) > 0 {
 			return time.Unix(0, int64(at*1e9)), m, nil
 		}
 		select {
