@@ -50,7 +50,7 @@ func parse(args []string, out io.Writer) (*options, error) {
 	fs.StringSliceVar(&o.subjects, "subjects", []string{"fairlead", "fairlead-compact", "kube-proxy"}, "What to measure. What this build has not is left out.")
 	fs.StringSliceVar(&o.variants, "variants", []string{"nft", "legacy"}, "Variants of iptables.")
 	sizes := fs.StringSlice("sizes", []string{"1000x10", "10000x10"}, "Services x endpoints at which all is measured.")
-	curve := fs.StringSlice("curve", []string{"100x10", "300x10", "3000x10"}, "Sizes at which first sync and one change are measured, for the plot.")
+	curve := fs.StringSlice("curve", []string{"100x10", "3000x10"}, "Sizes at which first sync and one change are measured, for the plot.")
 	loads := fs.StringSlice("loads", []string{"5000x100"}, "Sizes at which only Fairlead's first sync and memory are measured.")
 	fs.IntVar(&o.settings.Samples, "samples", 30, "Changes of each kind that are measured one by one; a third of it on the curve.")
 	fs.IntVar(&o.settings.Connects, "connects", 2000, "Connects to each target.")

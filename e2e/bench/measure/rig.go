@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -64,7 +63,7 @@ type Rig struct {
 // node is a node whose pod is all endpoints.
 type node struct {
 	subject.Node
-	servers []net.Listener
+	servers []*probe.Server
 }
 
 // client connects from the node.
@@ -99,7 +98,7 @@ func NewRig(ctx context.Context, dir string, endpoints int) (r *Rig, err error) 
 	}
 	r.writer = &workload.Writer{Client: client, Plan: plan, Workers: 32}
 	r.bare = &node{Node: subject.Node{Node: r.lab.Nodes[0]}}
-	if err := r.bare.serve(ctx, plan); err != nil {
+	if err := r.bare.serve(plan); err != nil {
 		return r, err
 	}
 	if err := r.writer.Namespace(ctx); err != nil {
@@ -161,7 +160,7 @@ func (r *Rig) Load(ctx context.Context, n int, progress func(done int)) error {
 func (r *Rig) plan() workload.Plan { return r.writer.Plan }
 
 // serve makes a pod of the node all endpoints.
-func (n *node) serve(ctx context.Context, plan workload.Plan) error {
+func (n *node) serve(plan workload.Plan) error {
 	pod := n.Pods[0]
 	if err := n.ServeRange(pod, plan.EndpointCIDR); err != nil {
 		return err
@@ -170,7 +169,7 @@ func (n *node) serve(ctx context.Context, plan workload.Plan) error {
 		netip.AddrPortFrom(netip.IPv4Unspecified(), plan.TargetPort),
 		netip.AddrPortFrom(plan.Endpoint(stayEndpoint), leavePort),
 	} {
-		l, err := probe.Serve(ctx, pod, at)
+		l, err := probe.Serve(pod, at)
 		if err != nil {
 			return err
 		}
@@ -195,7 +194,7 @@ func (r *Rig) newNode(ctx context.Context, v lab.Variant) (*node, error) {
 		Tools: tools, Log: filepath.Join(r.dir, made.Label+".log"),
 	}}
 	if _, err = made.AddPod(ctx); err == nil {
-		err = n.serve(ctx, r.plan())
+		err = n.serve(r.plan())
 	}
 	if err == nil {
 		err = n.forgetClients()

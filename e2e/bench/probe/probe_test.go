@@ -32,7 +32,7 @@ func newNode(t *testing.T) (from Client, pod *lab.NS) {
 		}
 	})
 	pod = l.Nodes[0].Pods[0]
-	server, err := Serve(t.Context(), pod, netip.AddrPortFrom(netip.IPv4Unspecified(), 80))
+	server, err := Serve(pod, netip.AddrPortFrom(netip.IPv4Unspecified(), 80))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestKernelAwait(t *testing.T) {
 			t.Fatal(err)
 		}
 		begin := time.Now()
-		server, err := Serve(t.Context(), pod, netip.AddrPortFrom(to, 81))
+		server, err := Serve(pod, netip.AddrPortFrom(to, 81))
 		if err != nil {
 			t.Fatal(err)
 		}

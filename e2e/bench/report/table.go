@@ -191,7 +191,7 @@ func (g Group) Table(cutoffS float64) [][]string {
 	head := []string{fmt.Sprintf("%d × %d, %s", g.Services, g.Endpoints, g.Variant)}
 	for _, r := range g.Runs {
 		if r.Floor != nil {
-			head = append(head, "floor")
+			head = append(head, floorName(r.Subject))
 		}
 		head = append(head, r.Subject)
 	}
@@ -212,6 +212,14 @@ func (g Group) Table(cutoffS float64) [][]string {
 		table = append(table, append(append([]string{row.name}, cells...), g.verdicts(row)))
 	}
 	return table
+}
+
+// floorName is the head of the column of a subject's floor.
+func floorName(subject string) string {
+	if subject == Product {
+		return "floor"
+	}
+	return strings.TrimPrefix(subject, Product+"-") + " floor"
 }
 
 // cells are the figures of a row, and whether there are any.
