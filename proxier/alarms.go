@@ -62,12 +62,12 @@ func (a *alarms) wait(ctx context.Context, ask *request) bool {
 	}
 }
 
-// collect notes in ask what all alarms that have gone off are for.
+// collect notes in ask what all alarms that have gone off are for. Tracker.Take
+// answers wake.
 func (a *alarms) collect(ask *request) {
 	if received(a.pause) {
 		a.pause = nil
 	}
-	received(a.wake)
 	ask.verify = received(a.period.C) || ask.verify
 	if received(a.foreignNow()) {
 		a.lookAt(ask)

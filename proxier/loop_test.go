@@ -301,7 +301,7 @@ func TestSettle(t *testing.T) {
 func TestForeign(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		foreign := make(chan struct{}, 1)
-		r := newRig(t, 0, seldom, nil)
+		r := newRig(t, 0, seldom, []outcome{took(0), took(0), took(0), took(0), took(100 * ms)})
 		r.loop.Foreign = foreign
 		r.start()
 		defer r.end()
@@ -316,11 +316,11 @@ func TestForeign(t *testing.T) {
 			r.at(d)
 			tell()
 		}
-		r.at(30 * time.Second)
+		r.at(30*time.Second, add("b", 1))
+		r.at(30*time.Second+50*ms, add("c", 1)) // both during a sync
 		tell()
-		r.tracker.Update(add("b", 1))
 		r.at(time.Minute)
-		r.want("0s a", "10s - verify", "11s - verify", "20s - verify", "30s b verify")
+		r.want("0s a", "10s - verify", "11s - verify", "20s - verify", "30s b", "30.2s c verify")
 	})
 }
 

@@ -296,7 +296,8 @@ type ServiceState struct {
 	Refused []RefusedAddr
 }
 
-// Take returns what has changed for family f since the last Take.
+// Take returns what has changed for family f since the last Take, and takes the
+// token of Wake, which has nothing more to say.
 func (t *Tracker) Take(f model.Family) Batch {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -319,6 +320,7 @@ func (t *Tracker) Take(f model.Family) Batch {
 	}
 	v.dirty, v.triggers = map[model.ObjectKey]bool{}, nil
 	v.services, v.slices = 0, 0
+	received(v.wake)
 	t.pending()
 	return b
 }
