@@ -112,7 +112,14 @@ func (e *Engine) Stage(chains map[ChainKey]*Chain) {
 func (e *Engine) Rules(t Table) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.rules[t] + len(jumpsOf(e.jumps, t))
+	return e.rules[t] + len(jumpsOf(e.wantedJumps(), t))
+}
+
+// wantedJumps returns the jumps to chains that are wanted.
+func (e *Engine) wantedJumps() []Jump {
+	return slices.DeleteFunc(slices.Clone(e.jumps), func(j Jump) bool {
+		return e.desired[ChainKey{j.Table, j.Rule.Target()}] == nil
+	})
 }
 
 // Existing calls yield for each rule that chains of ours have in a table of the

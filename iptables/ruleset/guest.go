@@ -70,7 +70,7 @@ func (r *reader) guestRule(k ChainKey, rule Rule) bool {
 		return false
 	}
 	h := r.kernel.hosts[g.Rule.ChainKey]
-	h.jumps = append(h.jumps, Jump{k, rule})
+	h.jumps = append(h.jumps, Jump{ChainKey: k, Rule: rule})
 	return true
 }
 

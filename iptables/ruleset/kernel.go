@@ -230,7 +230,11 @@ func (k *kernel) record(t transaction) {
 				h.jumps = append(h.jumps, j)
 				continue
 			}
-			k.jumps[j.ChainKey] = slices.Insert(k.jumps[j.ChainKey], 0, j.Rule)
+			at := 0
+			if j.Last {
+				at = len(k.jumps[j.ChainKey])
+			}
+			k.jumps[j.ChainKey] = slices.Insert(k.jumps[j.ChainKey], at, j.Rule)
 		}
 		for _, j := range s.remove {
 			if i := slices.Index(k.jumps[j.ChainKey], j.Rule); i >= 0 {

@@ -207,15 +207,19 @@ func (e *Engine) planJumps(p *plan, prune bool) {
 	for k, rules := range e.kernel.jumps {
 		surplus[k] = slices.Clone(rules)
 	}
-	for _, j := range e.jumps {
+	var last []Jump
+	for _, j := range e.wantedJumps() {
 		if i := slices.Index(surplus[j.ChainKey], j.Rule); i >= 0 {
 			surplus[j.ChainKey] = slices.Delete(surplus[j.ChainKey], i, i+1)
+		} else if j.Last {
+			last = append(last, j)
 		} else {
 			p.insert = append(p.insert, j)
 		}
 	}
 	e.planGuests(p)
 	slices.Reverse(p.insert) // each goes above those before it
+	p.insert = append(p.insert, last...)
 	if !prune {
 		return
 	}
@@ -226,7 +230,7 @@ func (e *Engine) planJumps(p *plan, prune bool) {
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(surplus), compareKeys) {
 		for _, r := range surplus[k] {
-			p.remove = append(p.remove, Jump{k, r})
+			p.remove = append(p.remove, Jump{ChainKey: k, Rule: r})
 		}
 	}
 }

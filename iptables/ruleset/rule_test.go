@@ -160,8 +160,8 @@ func TestSectionTextOfRestore(t *testing.T) {
 		table:  NAT,
 		write:  []chainWrite{{"KUBE-B", &Chain{Rules: []Rule{"-j KUBE-A", ""}}}, {"KUBE-A", &Chain{}}},
 		trim:   []chainTrim{{"KUBE-C", []Rule{"-j KUBE-AA", "-j KUBE-A"}, nil}},
-		insert: []Jump{{ChainKey{NAT, "OUTPUT"}, "-j KUBE-B"}, {ChainKey{NAT, "OUTPUT"}, "-j KUBE-A"}},
-		remove: []Jump{{ChainKey{NAT, "INPUT"}, "-j KUBE-OLD"}},
+		insert: []Jump{{ChainKey: ChainKey{NAT, "OUTPUT"}, Rule: "-j KUBE-B"}, {ChainKey: ChainKey{NAT, "OUTPUT"}, Rule: "-j KUBE-A"}},
+		remove: []Jump{{ChainKey: ChainKey{NAT, "INPUT"}, Rule: "-j KUBE-OLD"}},
 		drop:   []string{"KUBE-OLD", "KUBE-AA"},
 	}
 	want := `*nat

@@ -180,10 +180,14 @@ func (c *Chain) same(o *Chain) bool {
 	return c == o || slices.Equal(c.Rules, o.Rules)
 }
 
-// Jump is a rule of ours in a chain that is not ours, usually a built-in one.
+// Jump is a rule of ours in a chain that is not ours, usually a built-in one. It
+// is there while the chain is wanted that it leads to.
 type Jump struct {
 	ChainKey
 	Rule Rule
+	// Last puts the rule below all others when it is made, where what others
+	// decide comes first.
+	Last bool
 }
 
 // Contribution declares what one contributor of rules may ever write.
@@ -194,8 +198,8 @@ type Contribution struct {
 	// "*" stands for all names with that prefix.
 	Owns []ChainKey
 	// Jumps are wanted in foreign chains, in this order. A missing one is
-	// inserted above all other rules; one that is there stays where it is. The
-	// target of each is an owned chain.
+	// inserted above all other rules, or below them if it is Last; one that is
+	// there stays where it is. The target of each is an owned chain.
 	Jumps []Jump
 	// Guests are rules in chains that others use too.
 	Guests []Guest

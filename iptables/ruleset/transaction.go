@@ -16,7 +16,8 @@ type section struct {
 	write []chainWrite
 	// create are chains to make that must not be there yet.
 	create []string
-	// insert are jumps to put above all other rules, the last one topmost.
+	// insert are jumps to put above all other rules, the last one topmost, or
+	// below them, the last one last.
 	insert []Jump
 	// remove are jumps to delete.
 	remove []Jump
@@ -120,7 +121,11 @@ func (s *section) writeTo(w io.StringWriter) {
 		b.put("-N ", name)
 	}
 	for _, j := range s.insert {
-		b.put("-I ", j.Name, " ", string(j.Rule))
+		if j.Last {
+			b.put("-A ", j.Name, " ", string(j.Rule))
+		} else {
+			b.put("-I ", j.Name, " ", string(j.Rule))
+		}
 	}
 	for _, j := range s.remove {
 		b.put("-D ", j.Name, " ", string(j.Rule))
