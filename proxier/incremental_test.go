@@ -325,11 +325,16 @@ func checkTimes(t *testing.T, calls []call, events []time.Duration, minSync time
 	t.Helper()
 	const period, begin = 30 * time.Second, 12345
 	failures, done := 0, time.Duration(begin) // the first tick counts from the first sync
-	owed, strain := false, time.Duration(0)
+	owed, strain, synced := false, time.Duration(0), false
 	for i, c := range calls[1:] {
 		last := calls[i]
 		took := last.end - last.start
-		rest := max(took*(1+strain), minSync-took)
+		rest := took * (1 + strain)
+		if last.err == nil && (!synced || last.desired.Verify && len(last.desired.Changed) == 0) {
+			rest = 0
+		}
+		synced = synced || last.err == nil
+		rest = max(rest, minSync-took)
 		earliest, latest := last.end+rest, last.end+rest
 		if failures++; last.err == nil {
 			failures = 0

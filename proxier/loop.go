@@ -37,7 +37,8 @@ type LoopConfig struct {
 	NodeIP netip.Addr
 	// MinSyncPeriod is the least time between the starts of two syncs. Whatever
 	// it is, a sync that took t is followed by a rest of t, and of up to 3t while
-	// there is always something to do.
+	// there is always something to do; but not the first one, and not one that
+	// only compares, as these come seldom however many changes there are.
 	MinSyncPeriod time.Duration
 	// Foreign has a token once others may have changed what the mode has
 	// written; it may be nil.
@@ -63,6 +64,8 @@ type Loop struct {
 	dropped dropped
 	// strain counts the syncs in a row after which there was work already.
 	strain int
+	// synced is set once a sync has succeeded.
+	synced bool
 	// unsettled is set while the mode has something left for Desired.Settle.
 	unsettled bool
 	// refused is what the last sync reported, so that it is logged once.
@@ -157,7 +160,11 @@ func (l *Loop) sync(ctx context.Context, ask request) time.Duration {
 	report, err := l.Mode.Sync(ctx, d)
 	l.unsettled = report.Unsettled > 0
 	took := time.Since(start)
-	rest := max(took*time.Duration(1+l.strain), l.MinSyncPeriod-took)
+	rest := took * time.Duration(1+l.strain)
+	if err == nil && (!l.synced || d.Verify && len(d.Changed) == 0) {
+		rest = 0
+	}
+	rest = max(rest, l.MinSyncPeriod-took)
 	if err != nil && ctx.Err() != nil { // told to stop, which is no failure
 		return rest
 	}
@@ -208,7 +215,7 @@ func (l *Loop) nodeIP(addrs []netip.Addr) netip.Addr {
 
 // done notes that all that was taken is in the kernel.
 func (l *Loop) done(start time.Time) {
-	l.failures = 0
+	l.failures, l.synced = 0, true
 	l.changed = map[model.ServicePortName]bool{} // clear would keep the room for the first list
 	now := time.Now()
 	l.Metrics.consecutiveFailure.WithLabelValues(l.Family.String()).Set(0)

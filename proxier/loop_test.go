@@ -81,15 +81,27 @@ func TestLoopTiming(t *testing.T) {
 		},
 		{
 			name: "a check that is due during a sync is done once, with what waits", period: 30 * time.Second, until: 300 * time.Second,
-			plan:   []outcome{took(100 * time.Second)},
-			events: []event{{0, listed()}, {time.Second, add("a", 1)}},
-			want:   []string{"0s -", "3m20s a verify", "3m30s - verify", "4m0s - verify", "4m30s - verify", "5m0s - verify"},
+			plan:   []outcome{took(0), took(100 * time.Second)},
+			events: []event{{0, listed()}, {time.Second, add("a", 1)}, {2 * time.Second, add("b", 1)}},
+			want:   []string{"0s -", "1s a", "3m21s b verify", "3m30s - verify", "4m0s - verify", "4m30s - verify", "5m0s - verify"},
 		},
 		{
-			name: "a check delays an event by itself and its rest", period: 30 * time.Second, until: 59 * time.Second,
+			name: "a check delays an event by no more than itself", period: 30 * time.Second, until: 59 * time.Second,
 			plan:   []outcome{took(0), took(3 * time.Second)},
 			events: []event{{0, listed()}, {31 * time.Second, add("a", 1)}},
-			want:   []string{"0s -", "30s - verify", "36s a"},
+			want:   []string{"0s -", "30s - verify", "33s a"},
+		},
+		{
+			name:   "and so does the first sync",
+			plan:   []outcome{took(5 * time.Second)},
+			events: []event{{0, with(listed(), add("a", 1))}, {time.Second, add("b", 1)}},
+			want:   []string{"0s a", "5s b"},
+		},
+		{
+			name:   "one that fails is no first sync",
+			plan:   []outcome{failed(5 * time.Second), took(5 * time.Second)},
+			events: []event{{0, with(listed(), add("a", 1))}, {time.Second, add("b", 1)}, {11 * time.Second, add("c", 1)}},
+			want:   []string{"0s a failed", "10s a b", "15s c"},
 		},
 		{
 			name:   "what comes and goes in between is no change",
@@ -145,9 +157,9 @@ func TestLoopChecksInAStorm(t *testing.T) {
 					t.Errorf("got check %d at %v, want it within 80ms of %v", checks, c.start, due)
 				}
 			}
-			want := time.Duration(i) * 40 * ms // with rests of 20, 40, 60, 60, … ms
+			want := time.Duration(i) * 20 * ms // with rests of 0, 40, 60, 60, … ms
 			if i > 1 {
-				want = 100*ms + time.Duration(i-2)*80*ms
+				want = 80*ms + time.Duration(i-2)*80*ms
 			}
 			if c.start != want || len(c.desired.Changed) != 1 {
 				t.Fatalf("got sync %v, want one of a at %v", c, want)
@@ -347,7 +359,7 @@ func TestLoopsAreIndependent(t *testing.T) {
 		}
 		r.want()
 		r.at(2 * time.Hour)
-		r.want("0s -", "2h0m0s a0 a1 a2 a3 a4")
+		r.want("0s -", "1h0m0s a0 a1 a2 a3 a4")
 		stop()
 		if err := <-stopped; err != nil {
 			t.Errorf("Run of IPv6: got %v, want nil", err)
