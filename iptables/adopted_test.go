@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 	"fairlead/proxier/model"
 )
@@ -16,9 +17,9 @@ import (
 func TestUDPDestination(t *testing.T) {
 	dns := portName("kube-system", "kube-dns", "dns", model.UDP)
 	web := portName("shop", "web", "http", model.TCP)
-	rendered := func(cfg RenderConfig, p *model.ServicePort, in portal) ruleset.Rule {
+	rendered := func(cfg RenderConfig, p *model.ServicePort, in int) ruleset.Rule {
 		shared := newRenderer(cfg).port(p, nil).shared
-		return shared[slices.IndexFunc(shared, func(s sharedRules) bool { return s.in == in })].rules[0]
+		return shared[slices.IndexFunc(shared, func(s idiom.Place) bool { return s.In == in })].Rules[0]
 	}
 	four := with(port(dns, "10.96.0.53", 53, "10.244.0.3:53"), nodePort)
 	six := port(dns, "fd00:96::b", 53, "[fd00:244::1]:53")

@@ -3,8 +3,8 @@
 package iptables
 
 import (
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
-	"fairlead/nat"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
@@ -16,7 +16,7 @@ func Contribution(cfg RenderConfig) ruleset.Contribution {
 	jump := func(t ruleset.Table, from, match, comment, to string) ruleset.Jump {
 		return ruleset.Jump{
 			ChainKey: ruleset.ChainKey{Table: t, Name: from},
-			Rule:     ruleset.Rule(match + commented(comment) + "-j " + to),
+			Rule:     ruleset.Rule(match + idiom.Commented(comment) + "-j " + to),
 		}
 	}
 	const (
@@ -40,83 +40,43 @@ func Contribution(cfg RenderConfig) ruleset.Contribution {
 			jump(ruleset.NAT, "PREROUTING", "", portals, services),
 			jump(ruleset.NAT, "OUTPUT", "", portals, services),
 		},
-		Guests: guests(cfg),
+		Guests: []ruleset.Guest{idiom.Localnet(cfg.Family, cfg.LocalhostNodePorts)},
 		Relics: relics(),
 	}
 }
 
-// guests returns the rule that keeps the neighbours away from what listens on
-// 127.0.0.1. Node ports on localhost need the kernel to route such packets
-// (route_localnet), and then would the neighbours' too (CVE-2020-8558).
-func guests(cfg RenderConfig) []ruleset.Guest {
-	loopback := "127.0.0.0/8"
-	if cfg.Family == model.IPv6 {
-		loopback = "::1/128" // for Clean: kube-proxy makes the chain there too
-	}
-	filter := func(name string) ruleset.ChainKey { return ruleset.ChainKey{Table: ruleset.Filter, Name: name} }
-	rule := func(comment string) ruleset.Rule {
-		return spec{
-			src: "! " + loopback, dst: loopback, comment: comment,
-			more: "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT ",
-		}.jump("DROP").rule()
-	}
-	return []ruleset.Guest{{
-		Rule: ruleset.Jump{ChainKey: filter(kubeFirewall), Rule: rule("block incoming localnet connections for node ports")},
-		Same: rule("block incoming localnet connections"), // kubelet's and kube-proxy's
-		Jumps: []ruleset.Jump{
-			{ChainKey: filter("INPUT"), Rule: "-j " + kubeFirewall},
-			{ChainKey: filter("OUTPUT"), Rule: "-j " + kubeFirewall},
-		},
-		Others: ruleset.ChainKey{Table: ruleset.Mangle, Name: "KUBE-KUBELET-CANARY"},
-		Wanted: cfg.LocalhostNodePorts && cfg.Family == model.IPv4,
-	}}
-}
-
 // fixedChains returns the chains that do not depend on any Service.
 func (r renderer) fixedChains() map[ruleset.ChainKey]*ruleset.Chain {
-	var forwarding []ruleset.Rule
-	if !r.KeepInvalid {
-		// A packet that conntrack finds invalid would leave untranslated, and
-		// its receiver would reset the connection
-		// (kubernetes/kubernetes#74839).
-		forwarding = append(forwarding, spec{more: "-m conntrack --ctstate INVALID " + counted(r.InvalidCounter)}.jump("DROP").rule())
-	}
-	forwarding = append(forwarding,
-		spec{comment: "kubernetes forwarding rules", more: "-m mark --mark " + nat.Mark(r.MasqueradeBit) + " "}.jump("ACCEPT").rule(),
-		spec{comment: "kubernetes forwarding conntrack rule", more: "-m conntrack --ctstate RELATED,ESTABLISHED "}.jump("ACCEPT").rule())
 	out := map[ruleset.ChainKey]*ruleset.Chain{
-		{Table: ruleset.Filter, Name: forward}: {Rules: forwarding},
+		{Table: ruleset.Filter, Name: forward}: idiom.Forwarding(r.MasqueradeBit, r.KeepInvalid, r.InvalidCounter),
 	}
-	if len(r.PodCIDRs) > 1 {
-		out[ruleset.ChainKey{Table: ruleset.NAT, Name: markOutside}] = &ruleset.Chain{Rules: r.outside()}
+	if outside := r.pods().Outside(); outside != nil {
+		out[ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.MarkOutside}] = outside
 	}
 	return out
 }
 
-// toNode matches what is for an address of this node.
-const toNode = "-m addrtype --dst-type LOCAL "
-
 // nodePortRules end the dispatch: what is for an address of this node may be
 // for a node port.
 func (r renderer) nodePortRules(n proxier.NodePorts) []ruleset.Rule {
-	s := spec{comment: "kubernetes service nodeports; NOTE: this must be the last rule in this chain"}
+	s := idiom.Spec{Comment: "kubernetes service nodeports; NOTE: this must be the last rule in this chain"}
 	if !n.All {
 		var out []ruleset.Rule
 		for _, ip := range n.Addrs {
 			if ip.IsLoopback() && !(r.LocalhostNodePorts && ip.Is4()) {
 				continue
 			}
-			s.dst = host(ip)
-			out = append(out, s.jump(nodePorts).rule())
+			s.Dst = idiom.Host(ip)
+			out = append(out, s.Jump(nodePorts).Rule())
 		}
 		return out
 	}
-	s.more = toNode
+	s.More = idiom.ToNode
 	switch {
 	case r.Family == model.IPv6:
-		s.dst = "! ::1/128" // a packet from ::1 cannot leave the node
+		s.Dst = "! ::1/128" // a packet from ::1 cannot leave the node
 	case !r.LocalhostNodePorts:
-		s.dst = "! 127.0.0.0/8"
+		s.Dst = "! 127.0.0.0/8"
 	}
-	return []ruleset.Rule{s.jump(nodePorts).rule()}
+	return []ruleset.Rule{s.Jump(nodePorts).Rule()}
 }

@@ -8,7 +8,7 @@ import (
 	"strconv"
 
 	"fairlead/iptables/dispatch"
-	"fairlead/iptables/ruleset"
+	"fairlead/iptables/idiom"
 	"fairlead/nat"
 	"fairlead/proxier/model"
 )
@@ -49,11 +49,11 @@ func (w *portRenderer) externalAddress(ip netip.Addr, kind, chain string, served
 	key := w.key(ip, w.Port)
 	w.hold(translatedAddrs, key)
 	if w.Usable {
-		w.share(translatedAddrs, key, w.to(ip, w.Port, w.name+kind).jump(chain))
+		w.share(translatedAddrs, key, w.to(ip, w.Port, w.name+kind).Jump(chain))
 	}
 	if !served {
 		comment, target := w.refusal()
-		w.share(refusedExternal, key, w.to(ip, w.Port, comment).jump(target))
+		w.share(refusedExternal, key, w.to(ip, w.Port, comment).Jump(target))
 	}
 }
 
@@ -62,13 +62,13 @@ func (w *portRenderer) nodePort(served bool) {
 	match := w.to(netip.Addr{}, w.NodePort, w.name)
 	w.hold(translatedPorts, key)
 	if w.Usable {
-		w.share(translatedPorts, key, match.jump(externalChain(w.Name)))
+		w.share(translatedPorts, key, match.Jump(externalChain(w.Name)))
 	}
 	if !served {
 		comment, target := w.refusal()
-		match.comment = comment
-		match.more = toNode + match.more
-		w.share(refusedPorts, key, match.jump(target))
+		match.Comment = comment
+		match.More = idiom.ToNode + match.More
+		w.share(refusedPorts, key, match.Jump(target))
 	}
 }
 
@@ -79,20 +79,20 @@ func (w *portRenderer) nodePort(served bool) {
 func (w *portRenderer) externalTraffic(served bool) {
 	chain, destinations := externalChain(w.Name), "traffic for "+w.name+" external destinations"
 	if !w.ExternalTrafficLocal {
-		w.add(chain, spec{comment: "masquerade " + destinations}.jump(nat.MarkMasq))
-		w.add(chain, spec{}.jump(serviceChain(w.Name)))
+		w.add(chain, idiom.Spec{Comment: "masquerade " + destinations}.Jump(nat.MarkMasq))
+		w.add(chain, idiom.Spec{}.Jump(serviceChain(w.Name)))
 		return
 	}
-	for _, s := range w.fromPods(spec{comment: "pod " + destinations}) {
-		w.add(chain, s.jump(serviceChain(w.Name)))
+	for _, s := range w.pods().From(idiom.Spec{Comment: "pod " + destinations}) {
+		w.add(chain, s.Jump(serviceChain(w.Name)))
 	}
-	local := spec{more: "-m addrtype --src-type LOCAL "}
-	local.comment = "masquerade LOCAL " + destinations
-	w.add(chain, local.jump(nat.MarkMasq))
-	local.comment = "route LOCAL " + destinations
-	w.add(chain, local.jump(serviceChain(w.Name)))
+	local := idiom.Spec{More: "-m addrtype --src-type LOCAL "}
+	local.Comment = "masquerade LOCAL " + destinations
+	w.add(chain, local.Jump(nat.MarkMasq))
+	local.Comment = "route LOCAL " + destinations
+	w.add(chain, local.Jump(serviceChain(w.Name)))
 	if served {
-		w.add(chain, spec{}.jump(localChain(w.Name)))
+		w.add(chain, idiom.Spec{}.Jump(localChain(w.Name)))
 	}
 }
 
@@ -111,18 +111,18 @@ func (w *portRenderer) firewall() {
 	}
 	chain := firewallChain(w.Name)
 	for _, r := range w.SourceRanges {
-		w.add(chain, spec{src: r.Masked().String(), comment: w.name + " loadbalancer IP"}.jump(externalChain(w.Name)))
+		w.add(chain, idiom.Spec{Src: r.Masked().String(), Comment: w.name + " loadbalancer IP"}.Jump(externalChain(w.Name)))
 	}
 	if w.nodeAdmitted() {
 		// The node's own request to a load balancer's address that the node
 		// itself has comes from that address.
 		for _, ip := range w.LoadBalancerIPs {
-			w.add(chain, spec{src: host(ip), comment: w.name + " loadbalancer IP"}.jump(externalChain(w.Name)))
+			w.add(chain, idiom.Spec{Src: idiom.Host(ip), Comment: w.name + " loadbalancer IP"}.Jump(externalChain(w.Name)))
 		}
 	}
-	w.add(chain, spec{comment: "other traffic to " + w.name + " will be dropped by " + proxyFirewall})
+	w.add(chain, idiom.Spec{Comment: "other traffic to " + w.name + " will be dropped by " + proxyFirewall})
 	for _, ip := range w.LoadBalancerIPs {
-		w.share(guardedAddrs, w.key(ip, w.Port), w.to(ip, w.Port, w.name+" traffic not accepted by "+chain).jump("DROP"))
+		w.share(guardedAddrs, w.key(ip, w.Port), w.to(ip, w.Port, w.name+" traffic not accepted by "+chain).Jump("DROP"))
 	}
 }
 
@@ -137,18 +137,8 @@ func (w *portRenderer) healthCheck() {
 		return
 	}
 	key := dispatch.Key{Protocol: model.TCP, Port: w.HealthCheckNodePort}
-	w.share(healthPorts, key, spec{
-		proto: "tcp", comment: w.name + " health check node port",
-		more: "-m tcp --dport " + strconv.Itoa(int(w.HealthCheckNodePort)) + " ",
-	}.jump("ACCEPT"))
-}
-
-// outside renders the chain that marks for masquerading what comes from
-// outside of all of several pod CIDRs.
-func (r renderer) outside() []ruleset.Rule {
-	var out []ruleset.Rule
-	for _, c := range r.PodCIDRs {
-		out = append(out, spec{src: c.String()}.jump("RETURN").rule())
-	}
-	return append(out, spec{}.jump(nat.MarkMasq).rule())
+	w.share(healthPorts, key, idiom.Spec{
+		Proto: "tcp", Comment: w.name + " health check node port",
+		More: "-m tcp --dport " + strconv.Itoa(int(w.HealthCheckNodePort)) + " ",
+	}.Jump("ACCEPT"))
 }

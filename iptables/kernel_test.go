@@ -14,6 +14,7 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/kerneltest"
 	"fairlead/nat/nfacct"
@@ -122,7 +123,7 @@ func TestKernelGolden(t *testing.T) {
 func TestKernelProbabilities(t *testing.T) {
 	var want []ruleset.Rule
 	for n := 2; n <= 1000; n++ {
-		want = append(want, ruleset.Rule("-m statistic --mode random --probability "+probability(n)+" -j ACCEPT"))
+		want = append(want, ruleset.Rule("-m statistic --mode random --probability "+idiom.Probability(n)+" -j ACCEPT"))
 	}
 	onKernel(t, model.IPv4, func(t *testing.T, s kerneltest.Setup, h *kerneltest.Host) {
 		text := "*nat\n:P - [0:0]\n"

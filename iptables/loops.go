@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 	"fairlead/nat"
 	"fairlead/nat/ipset"
@@ -43,7 +44,7 @@ func ProbeLoops(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, l
 	if err := l.Create(); err != nil {
 		return err
 	}
-	if err := probe(ctx, exec, cmds, "PROBE", spec{more: nat.ReachesItself(l.Name())}.jump("ACCEPT").rule()); err != nil {
+	if err := probe(ctx, exec, cmds, "PROBE", idiom.Spec{More: nat.ReachesItself(l.Name())}.Jump("ACCEPT").Rule()); err != nil {
 		return errors.Join(err, l.Destroy())
 	}
 	return nil
@@ -222,15 +223,10 @@ func loopsOf(p *model.ServicePort) []ipset.Loop {
 	for _, eps := range [][]model.Endpoint{p.Endpoints, p.LocalEndpoints} {
 		for _, ep := range eps {
 			if ep.Local || foreign {
-				out = append(out, ipset.Loop{Protocol: protocolNumber(p.Name.Protocol), AddrPort: ep.AddrPort})
+				out = append(out, ipset.Loop{Protocol: idiom.ProtocolNumber(p.Name.Protocol), AddrPort: ep.AddrPort})
 			}
 		}
 	}
 	slices.SortFunc(out, func(a, b ipset.Loop) int { return a.AddrPort.Compare(b.AddrPort) })
 	return slices.Clip(slices.Compact(out)) // an endpoint may serve both policies
-}
-
-// protocolNumber returns a protocol's number in IP.
-func protocolNumber(p model.Protocol) uint8 {
-	return map[model.Protocol]uint8{model.TCP: 6, model.UDP: 17, model.SCTP: 132}[p]
 }

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 	"fairlead/nat/ipset"
 	"fairlead/proxier"
@@ -33,7 +34,7 @@ type Mode struct {
 
 	// ports is what each port of the last snapshot rendered has.
 	ports   map[model.ServicePortName]portState
-	portals *portals
+	portals *idiom.Portals
 	// endpoints is the number of all ports' endpoints.
 	endpoints int
 	sets      clientSets
@@ -51,7 +52,7 @@ type Mode struct {
 // chains the engine knows.
 type portState struct {
 	chains    []string
-	shared    []sharedRules
+	shared    []idiom.Place
 	sets      map[string]bool
 	loops     []ipset.Loop
 	endpoints int
@@ -66,7 +67,7 @@ var _ proxier.Mode = (*Mode)(nil)
 func New(cfg RenderConfig, engine *ruleset.Engine, sets Sets, loops Loops, metrics *Metrics) *Mode {
 	return &Mode{
 		render: newRenderer(cfg), engine: engine, metrics: metrics,
-		ports: map[model.ServicePortName]portState{}, portals: newPortals(cfg.Family), sets: newClientSets(sets),
+		ports: map[model.ServicePortName]portState{}, portals: portals(cfg.Family), sets: newClientSets(sets),
 		loops: newLoopSet(loops, cfg.Compact),
 	}
 }
@@ -100,8 +101,8 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 	roots := map[ruleset.ChainKey]bool{} // to put together again
 	if !m.started {
 		maps.Copy(staged, m.render.fixedChains())
-		for p := range portalCount {
-			roots[rootOf(p)] = true
+		for _, p := range portalKinds() {
+			roots[p.Root] = true
 		}
 		m.started = true
 	}
@@ -119,7 +120,7 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 			m.stagePort(name, d.Snapshot.Get(name), staged)
 		}
 	}
-	m.portals.stage(staged, roots, func(root ruleset.ChainKey) []ruleset.Rule {
+	m.portals.Stage(staged, roots, func(root ruleset.ChainKey) []ruleset.Rule {
 		if root == natServices {
 			return m.render.nodePortRules(m.node.NodePorts)
 		}
@@ -151,8 +152,8 @@ func (m *Mode) stageNode(d proxier.Desired, staged map[ruleset.ChainKey]*ruleset
 		ip:       m.node.IP != d.Node.IP,
 	}
 	if c.podCIDRs {
-		m.render.PodCIDRs = writable(d.Node.PodCIDRs)
-		staged[ruleset.ChainKey{Table: ruleset.NAT, Name: markOutside}] = nil
+		m.render.PodCIDRs = idiom.Writable(d.Node.PodCIDRs)
+		staged[ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.MarkOutside}] = nil
 		maps.Copy(staged, m.render.fixedChains())
 	}
 	m.render.nodeIP = d.Node.IP
@@ -212,7 +213,7 @@ func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, st
 			staged[key] = nil
 		}
 	}
-	m.portals.replace(unitOf(name), old.shared, now.shared)
+	m.portals.Replace(idiom.UnitOf(name), old.shared, now.shared)
 	if port == nil {
 		delete(m.ports, name)
 		delete(m.sets.refused, name)

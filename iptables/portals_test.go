@@ -14,6 +14,7 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/fake"
 	"fairlead/iptables/ruleset/trace"
@@ -42,9 +43,9 @@ func TestSpread(t *testing.T) {
 					t.Fatalf("with %d ports, rules (-full +incremental):\n%s", len(c.all()), diff)
 				}
 				c.checkFates(t, a, k.Save(), verdicts)
-				for p, tree := range a.portals.trees {
-					if ports == 400 && tree.Len() < 40 {
-						t.Errorf("with %d ports, portal %d has %d rules, too few for a tree", ports, p, tree.Len())
+				for p := range portalKinds() {
+					if n := a.portals.Len(p); ports == 400 && n < 40 {
+						t.Errorf("with %d ports, portal %d has %d rules, too few for a tree", ports, p, n)
 					}
 				}
 			}
@@ -255,16 +256,16 @@ func (c *city) checkFates(t *testing.T, a *agent, save string, verdicts map[stri
 // chains of trees.
 func flatten(m *Mode, d ruleset.Dump) ruleset.Dump {
 	names := slices.SortedFunc(maps.Keys(m.ports), func(a, b model.ServicePortName) int {
-		return cmp.Compare(unitOf(a), unitOf(b))
+		return cmp.Compare(idiom.UnitOf(a), idiom.UnitOf(b))
 	})
 	own := map[ruleset.ChainKey]bool{}
 	roots := map[ruleset.ChainKey][]ruleset.Rule{}
-	for p := range portalCount {
-		root := rootOf(p)
+	for p, kind := range portalKinds() {
+		root := kind.Root
 		for _, name := range names {
 			for _, s := range m.ports[name].shared {
-				if s.in == p {
-					roots[root] = append(roots[root], s.rules...)
+				if s.In == p {
+					roots[root] = append(roots[root], s.Rules...)
 				}
 			}
 			for _, chain := range m.ports[name].chains {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"fairlead/iptables/dispatch"
+	"fairlead/iptables/idiom"
 	"fairlead/nat"
 	"fairlead/proxier/model"
 )
@@ -60,22 +61,15 @@ type renderer struct {
 }
 
 // newRenderer brings the configuration into the form in which it can be
-// written into rules: iptables-save prints networks without host bits, and the
-// nft variant refuses to match what is outside of all addresses.
+// written into rules.
 func newRenderer(cfg RenderConfig) renderer {
-	cfg.PodCIDRs = writable(cfg.PodCIDRs)
+	cfg.PodCIDRs = idiom.Writable(cfg.PodCIDRs)
 	return renderer{RenderConfig: cfg}
 }
 
-func writable(cidrs []netip.Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for _, c := range cidrs {
-		if c.Bits() == 0 { // nothing comes from elsewhere
-			return nil
-		}
-		out = append(out, c.Masked())
-	}
-	return out
+// pods tells the traffic of pods.
+func (r renderer) pods() idiom.Pods {
+	return idiom.Pods{CIDRs: r.PodCIDRs, Interface: r.PodInterface}
 }
 
 // portRenderer is the work on one port.
@@ -89,9 +83,6 @@ type portRenderer struct {
 	// patient are the chains that choose among endpoints.
 	patient map[string]bool
 }
-
-// unitOf returns the name of what belongs to a port, in the engine.
-func unitOf(n model.ServicePortName) string { return n.String() + "/" + n.Protocol.Lower() }
 
 // port renders one port of a Service. For session affinity, an endpoint whose
 // chain is among sets remembers its clients in the set of that name, any other
@@ -111,7 +102,7 @@ func (r renderer) port(p *model.ServicePort, sets map[string]bool) portRules {
 	if p.UsesLocal() {
 		w.choice(localChain(p.Name), p.LocalEndpoints)
 	}
-	out := w.portRules(unitOf(p.Name), w.patient)
+	out := w.portRules(idiom.UnitOf(p.Name), w.patient)
 	out.sets = sets
 	return out
 }
@@ -122,10 +113,10 @@ func (w *portRenderer) key(ip netip.Addr, port uint16) dispatch.Key {
 }
 
 // to matches the same.
-func (w *portRenderer) to(ip netip.Addr, port uint16, comment string) spec {
-	s := spec{proto: w.proto, comment: comment, more: "-m " + w.proto + " --dport " + strconv.Itoa(int(port)) + " "}
+func (w *portRenderer) to(ip netip.Addr, port uint16, comment string) idiom.Spec {
+	s := idiom.Spec{Proto: w.proto, Comment: comment, More: "-m " + w.proto + " --dport " + strconv.Itoa(int(port)) + " "}
 	if ip.IsValid() {
-		s.dst = host(ip)
+		s.Dst = idiom.Host(ip)
 	}
 	return s
 }
@@ -152,15 +143,15 @@ func (w *portRenderer) internal() {
 	key := w.key(w.ClusterIP, w.Port)
 	if !served {
 		comment, target := w.refusal()
-		w.share(refusedClusterIP, key, w.to(w.ClusterIP, w.Port, comment).jump(target))
+		w.share(refusedClusterIP, key, w.to(w.ClusterIP, w.Port, comment).Jump(target))
 		w.hold(translatedAddrs, key)
 		return
 	}
 	match := w.to(w.ClusterIP, w.Port, w.name+" cluster IP")
-	w.share(translatedAddrs, key, match.jump(chain))
+	w.share(translatedAddrs, key, match.Jump(chain))
 	if w.MasqueradeAll {
-		w.add(chain, match.jump(nat.MarkMasq))
-	} else if s, ok := w.notFromPods(match); ok {
+		w.add(chain, match.Jump(nat.MarkMasq))
+	} else if s, ok := w.pods().NotFrom(match); ok {
 		w.add(chain, s)
 	}
 }
@@ -171,7 +162,7 @@ func (w *portRenderer) choice(chain string, eps []model.Endpoint) {
 	if w.AffinityTimeout > 0 {
 		for _, ep := range eps {
 			target := endpointChain(w.Name, ep.AddrPort)
-			w.add(chain, spec{comment: w.toEndpoint(ep), more: w.remembers(target)}.jump(target))
+			w.add(chain, idiom.Spec{Comment: w.toEndpoint(ep), More: w.remembers(target)}.Jump(target))
 		}
 	}
 	if len(eps) > groupAbove {
@@ -195,15 +186,15 @@ func (w *portRenderer) oneOf(chain string, eps []model.Endpoint) {
 	w.patient[chain] = true
 	compact := w.compacts(w.ServicePort)
 	for i, ep := range eps {
-		s := spec{comment: w.toEndpoint(ep)}
+		s := idiom.Spec{Comment: w.toEndpoint(ep)}
 		if n := len(eps) - i; n > 1 {
-			s.more = "-m statistic --mode random --probability " + probability(n) + " "
+			s.More = "-m statistic --mode random --probability " + idiom.Probability(n) + " "
 		}
 		if compact {
-			s.proto = w.proto
-			w.add(chain, s.jump(translateTo(ep)))
+			s.Proto = w.proto
+			w.add(chain, s.Jump(translateTo(ep)))
 		} else {
-			w.add(chain, s.jump(endpointChain(w.Name, ep.AddrPort)))
+			w.add(chain, s.Jump(endpointChain(w.Name, ep.AddrPort)))
 		}
 	}
 }
@@ -241,13 +232,13 @@ func (w *portRenderer) groups(chain string, eps []model.Endpoint) {
 		if len(group) == 0 {
 			continue
 		}
-		s := spec{}
+		s := idiom.Spec{}
 		if len(group) < left {
-			s.more = "-m statistic --mode random --probability " + odds(len(group), left) + " "
+			s.More = "-m statistic --mode random --probability " + idiom.Odds(len(group), left) + " "
 		}
 		left -= len(group)
 		name := fmt.Sprintf("%s/%02d", chain, i)
-		w.add(chain, s.jump(name))
+		w.add(chain, s.Jump(name))
 		w.oneOf(name, group)
 	}
 }
@@ -275,19 +266,19 @@ func (w *portRenderer) endpoint(e model.Endpoint) {
 		return // it serves both policies
 	}
 	comment := w.remark(w.name)
-	w.add(chain, spec{src: host(ep.Addr()), comment: comment}.jump(nat.MarkMasq))
+	w.add(chain, idiom.Spec{Src: idiom.Host(ep.Addr()), Comment: comment}.Jump(nat.MarkMasq))
 	if w.MasqueradeNeighbours && e.Local {
-		for _, s := range w.fromPods(spec{comment: w.remark(w.name + " on this node")}) {
-			w.add(chain, s.jump(nat.MarkMasq))
+		for _, s := range w.pods().From(idiom.Spec{Comment: w.remark(w.name + " on this node")}) {
+			w.add(chain, s.Jump(nat.MarkMasq))
 		}
 	}
-	translate := spec{proto: w.proto, comment: comment, more: "-m " + w.proto + " "}
+	translate := idiom.Spec{Proto: w.proto, Comment: comment, More: "-m " + w.proto + " "}
 	if w.sets[chain] {
-		w.add(chain, spec{comment: comment}.jump(addToSet(chain, w.AffinityTimeout)))
+		w.add(chain, idiom.Spec{Comment: comment}.Jump(addToSet(chain, w.AffinityTimeout)))
 	} else if w.AffinityTimeout > 0 {
-		translate.more = w.recent(chain, "--set") + translate.more
+		translate.More = w.recent(chain, "--set") + translate.More
 	}
-	w.add(chain, translate.jump(translateTo(e)))
+	w.add(chain, translate.Jump(translateTo(e)))
 }
 
 // remembers matches the clients that an endpoint's chain remembers.
@@ -316,34 +307,4 @@ func (w *portRenderer) recent(list, how string) string {
 		mask = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
 	}
 	return "-m recent " + how + " --name " + list + " --mask " + mask + " --rsource "
-}
-
-// notFromPods narrows a match to what pods do not send, with the jump to mark
-// it for masquerading. ok is false where it is not known who is a pod.
-func (r renderer) notFromPods(s spec) (_ spec, ok bool) {
-	switch {
-	case len(r.PodCIDRs) == 1:
-		s.src = "! " + r.PodCIDRs[0].String()
-	case len(r.PodCIDRs) > 1:
-		return s.jump(markOutside), true
-	case r.PodInterface != "":
-		s.in = "! " + r.PodInterface
-	default:
-		return s, false
-	}
-	return s.jump(nat.MarkMasq), true
-}
-
-// fromPods narrows a match to what pods send: one for each way to tell them.
-func (r renderer) fromPods(s spec) []spec {
-	var out []spec
-	for _, c := range r.PodCIDRs {
-		s.src = c.String()
-		out = append(out, s)
-	}
-	if r.PodInterface != "" && len(out) == 0 {
-		s.in = r.PodInterface
-		out = append(out, s)
-	}
-	return out
 }

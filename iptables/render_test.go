@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/fake"
 	"fairlead/nat"
@@ -293,7 +294,7 @@ func TestRenderIsPure(t *testing.T) {
 			}
 			first := r.port(p, sets)
 			r.port(tt.ports[(i+1)%len(tt.ports)], nil)
-			if diff := cmp.Diff(first, r.port(p, sets), cmp.AllowUnexported(portRules{}, sharedRules{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			if diff := cmp.Diff(first, r.port(p, sets), cmp.AllowUnexported(portRules{}, idiom.Place{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 				t.Errorf("%s: %s rendered twice (-first +second):\n%s", tt.name, p.Name, diff)
 			}
 			if !p.Equal(&before) {
@@ -327,8 +328,8 @@ func TestEndpointOrder(t *testing.T) {
 
 func TestKnownProbabilities(t *testing.T) {
 	for n, want := range map[int]string{1: "1.00000000000", 2: "0.50000000000", 3: "0.33333333349", 4: "0.25000000000", 5: "0.20000000019", 7: "0.14285714272"} {
-		if got := probability(n); got != want {
-			t.Errorf("probability(%d) = %s, want %s", n, got, want)
+		if got := idiom.Probability(n); got != want {
+			t.Errorf("idiom.Probability(%d) = %s, want %s", n, got, want)
 		}
 	}
 }
@@ -342,8 +343,8 @@ func TestProbabilities(t *testing.T) {
 		kept := new(big.Int).Mul(big.NewInt(written), big.NewInt(1<<31))
 		kept.Add(kept, big.NewInt(scale/2)).Div(kept, big.NewInt(scale))
 		want := new(big.Rat).SetFrac(kept, big.NewInt(1<<31)).FloatString(11)
-		if got := probability(n); got != want {
-			t.Errorf("probability(%d) = %s, want %s", n, got, want)
+		if got := idiom.Probability(n); got != want {
+			t.Errorf("idiom.Probability(%d) = %s, want %s", n, got, want)
 		}
 	}
 }
@@ -356,7 +357,7 @@ func TestCommentsFit(t *testing.T) {
 		rules := newRenderer(v6()).port(p, nil)
 		var all []ruleset.Rule
 		for _, shared := range rules.shared {
-			all = append(all, shared.rules...)
+			all = append(all, shared.Rules...)
 		}
 		for _, c := range rules.chains {
 			all = append(all, c.Rules...)
@@ -379,7 +380,7 @@ func TestUniformByRules(t *testing.T) {
 		for i := range n {
 			p := 1.0
 			if i < n-1 {
-				if _, err := fmt.Sscanf(probability(n-i), "%g", &p); err != nil {
+				if _, err := fmt.Sscanf(idiom.Probability(n-i), "%g", &p); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 )
 
@@ -33,27 +34,18 @@ type Sets interface {
 // ProbeSets tells why rules cannot use sets here: what the kernel or iptables
 // lacks. It leaves nothing behind.
 func ProbeSets(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, sets Sets) (err error) {
-	name := hashName(endpointPrefix, "probe of "+cmds.Restore)
+	name := idiom.HashName(endpointPrefix, "probe of "+cmds.Restore)
 	if err := sets.Create(name); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, sets.Destroy(name)) }()
-	return probe(ctx, exec, cmds, name, spec{more: inSet(name)}.jump(addToSet(name, time.Second)).rule())
+	return probe(ctx, exec, cmds, name, idiom.Spec{More: inSet(name)}.Jump(addToSet(name, time.Second)).Rule())
 }
 
 // ProbeCounter tells why rules cannot count with an nfacct object here, which
 // must be there. It leaves nothing behind.
 func ProbeCounter(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, name string) error {
-	return probe(ctx, exec, cmds, "PROBE", spec{more: counted(name)}.jump("DROP").rule())
-}
-
-// counted counts what has matched with an nfacct object, unless its name is
-// empty. The two spaces are those of iptables-save.
-func counted(name string) string {
-	if name == "" {
-		return ""
-	}
-	return "-m nfacct --nfacct-name  " + name + " "
+	return probe(ctx, exec, cmds, "PROBE", idiom.Spec{More: idiom.Counted(name)}.Jump("DROP").Rule())
 }
 
 // probe tells why a rule, in a chain of that name, cannot be written.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 	"fairlead/nat/ipset/fake"
 	"fairlead/proxier"
@@ -89,8 +90,8 @@ func TestSetsRestart(t *testing.T) {
 	fakeAgentWithSets(t, k, sets, v4()).sync(web)
 	name := setsNamed(web)[0]
 	sets.Add(name, "10.244.0.9")
-	leftover := hashName(endpointPrefix, "leftover")
-	foreign := []string{"KUBE-SEP-MINE", "KUBE-SEP-aaaaaaaaaaaaaaaa", "KUBE-CLUSTER-IP", hashName(servicePrefix, "x")}
+	leftover := idiom.HashName(endpointPrefix, "leftover")
+	foreign := []string{"KUBE-SEP-MINE", "KUBE-SEP-aaaaaaaaaaaaaaaa", "KUBE-CLUSTER-IP", idiom.HashName(servicePrefix, "x")}
 	for _, n := range append(foreign, leftover) {
 		if err := sets.Create(n); err != nil {
 			t.Fatal(err)
@@ -191,7 +192,7 @@ func TestSetRefused(t *testing.T) {
 func TestSetsUnlisted(t *testing.T) {
 	k, sets := fakeHost()
 	web := sticky("web", "10.96.0.1", "10.244.0.1:80")
-	if err := sets.Create(hashName(endpointPrefix, "leftover")); err != nil {
+	if err := sets.Create(idiom.HashName(endpointPrefix, "leftover")); err != nil {
 		t.Fatal(err)
 	}
 	sets.Fault = func(op, _ string) error {

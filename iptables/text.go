@@ -4,6 +4,7 @@ package iptables
 
 import (
 	"fairlead/iptables/dispatch"
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 )
 
@@ -14,16 +15,9 @@ type portRules struct {
 	names  []string
 	chains []ruleset.Chain
 	// shared are its rules in chains that all Services share.
-	shared []sharedRules
+	shared []idiom.Place
 	// sets are the sets of client addresses that the chains name.
 	sets map[string]bool
-}
-
-// sharedRules are the rules of a port for one destination.
-type sharedRules struct {
-	in    portal
-	key   dispatch.Key
-	rules []ruleset.Rule
 }
 
 // portText collects the rules of a port. The text of its chains is one string in
@@ -33,7 +27,7 @@ type portText struct {
 	buf    []byte
 	names  []string
 	index  map[string]int // of names
-	shared []sharedRules
+	shared []idiom.Place
 	rules  []rulePlace
 }
 
@@ -47,32 +41,32 @@ func (t *portText) has(chain string) bool {
 }
 
 // add adds a rule to a chain of the port's own.
-func (t *portText) add(chain string, s spec) {
+func (t *portText) add(chain string, s idiom.Spec) {
 	i, ok := t.index[chain]
 	if !ok {
 		i = len(t.names)
 		t.names, t.index[chain] = append(t.names, chain), i
 	}
 	from := len(t.buf)
-	t.buf = s.append(t.buf)
+	t.buf = s.Append(t.buf)
 	t.rules = append(t.rules, rulePlace{from, len(t.buf), i})
 }
 
 // share adds a rule to the shared chains.
-func (t *portText) share(in portal, k dispatch.Key, s spec) {
+func (t *portText) share(in int, k dispatch.Key, s idiom.Spec) {
 	i := t.hold(in, k)
-	t.shared[i].rules = append(t.shared[i].rules, s.rule())
+	t.shared[i].Rules = append(t.shared[i].Rules, s.Rule())
 }
 
 // hold keeps a place in the shared chains, with or without rules. It returns
 // the index of the place.
-func (t *portText) hold(in portal, k dispatch.Key) int {
+func (t *portText) hold(in int, k dispatch.Key) int {
 	for i := range t.shared {
-		if t.shared[i].in == in && t.shared[i].key == k {
+		if t.shared[i].In == in && t.shared[i].Key == k {
 			return i
 		}
 	}
-	t.shared = append(t.shared, sharedRules{in: in, key: k})
+	t.shared = append(t.shared, idiom.Place{In: in, Key: k})
 	return len(t.shared) - 1
 }
 

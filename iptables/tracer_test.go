@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/trace"
 	"fairlead/nat/ipset"
@@ -51,7 +52,7 @@ func newTracer(t *testing.T, save string, local ...string) *tracer {
 // loops has the tracer know the set of endpoints that reach themselves.
 func (tr *tracer) loops(l *fakeset.Loops) *tracer {
 	tr.Set(l.Name(), func(proto string, dst netip.AddrPort, src netip.Addr) bool {
-		e := ipset.Loop{Protocol: protocolNumber(model.Protocol(strings.ToUpper(proto))), AddrPort: dst}
+		e := ipset.Loop{Protocol: idiom.ProtocolNumber(model.Protocol(strings.ToUpper(proto))), AddrPort: dst}
 		return src == dst.Addr() && l.In()[e]
 	})
 	return tr
