@@ -20,16 +20,24 @@ help: ## List the targets
 
 .PHONY: deps
 deps: ## Install the Debian packages that demo and tests need (root)
+	@e2e/install-deps.sh uml
+
+.PHONY: base-deps
+base-deps:
 	@e2e/install-deps.sh
 
 .PHONY: build
-build: deps ## Build bin/fairlead
+build: base-deps ## Build bin/fairlead
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN)/fairlead ./cmd/fairlead
 
 .PHONY: demo
 demo: build ## Watch Services work on a node made of network namespaces (root)
 	@go build -o $(BIN)/demo ./e2e/demo
 	@$(BIN)/demo --fairlead $(BIN)/fairlead
+
+.PHONY: uml
+uml: deps ## Build bin/uml, which runs a command in a kernel with IPVS (root)
+	@go build -o $(BIN)/uml ./e2e/uml
 
 .PHONY: tools
 tools: deps ## Build etcd and kube-apiserver for the end-to-end tests

@@ -3,7 +3,8 @@
 #
 # Installs what the demo and the kernel tests need of a Debian or Ubuntu
 # machine: the packages that are missing, and Go if there is none. Silent when
-# nothing is missing.
+# nothing is missing. With the argument "uml", what the tests in a second kernel
+# need, too.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -37,6 +38,27 @@ apt_install() {
 	cat "$log" >&2
 	rm -f "$log"
 	return 1
+}
+
+# install_uml installs the second kernel where there is a package of it; its
+# absence is no failure, but tests that need it are then skipped.
+install_uml() {
+	if ! has ipvsadm && is_root; then
+		say "installing ipvsadm"
+		apt_install ipvsadm || die "could not install: apt-get install ipvsadm (output above)"
+	fi
+	has linux.uml && return 0
+	if ! has apt-cache || ! is_root; then
+		say "package user-mode-linux is not installed: tests in a second kernel cannot run"
+		return 0
+	fi
+	apt-cache show user-mode-linux >/dev/null 2>&1 || apt-get update -qq >/dev/null 2>&1 || true
+	if ! apt-cache show user-mode-linux >/dev/null 2>&1; then
+		say "there is no package user-mode-linux for this machine: tests in a second kernel cannot run"
+		return 0
+	fi
+	say "installing user-mode-linux"
+	apt_install user-mode-linux || die "could not install: apt-get install user-mode-linux (output above)"
 }
 
 is_root() { [ "$(id -u)" = 0 ]; }
@@ -97,4 +119,5 @@ check_go() {
 }
 
 install_packages
+[ "${1:-}" != uml ] || install_uml
 check_go

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package machine
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+const tempPrefix = "fairlead-uml-"
+
+// tempDir makes a directory for a machine's files, and removes those of machines
+// whose starter was killed: each holds a lock on its own.
+func tempDir() (dir string, remove func(), err error) {
+	sweep()
+	if dir, err = os.MkdirTemp("", tempPrefix); err != nil {
+		return "", nil, err
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return "", nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return dir, func() {
+		os.RemoveAll(dir)
+		lock.Close()
+	}, nil
+}
+
+func sweep() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), tempPrefix+"*")) // only bad patterns fail
+	for _, dir := range dirs {
+		// One that is locked is in use, or being removed. One whose maker has yet
+		// to lock it is lost, which that notices.
+		if lock, err := lockDir(dir); err == nil {
+			os.RemoveAll(dir)
+			lock.Close()
+		}
+	}
+}
+
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// memoryDir is where the kernel keeps the file, at once without a name, that is
+// the guest's memory.
+func memoryDir() string {
+	const shm = "/dev/shm"
+	var fs unix.Statfs_t
+	if unix.Statfs(shm, &fs) == nil && fs.Type == unix.TMPFS_MAGIC {
+		return shm
+	}
+	return os.TempDir()
+}
