@@ -9,7 +9,6 @@ package ipset
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
@@ -60,13 +59,7 @@ func New(ipv6 bool) *Sets {
 // List returns the names of all sets of the kind that Create makes, of whatever
 // size, and whoever made them.
 func (s *Sets) List() ([]string, error) {
-	var msgs [][]byte
-	err := error(nl.ErrDumpInterrupted)
-	for tries := 0; tries < 10 && errors.Is(err, nl.ErrDumpInterrupted); tries++ {
-		req := request(nl.IPSET_CMD_LIST)
-		req.AddData(number(nl.IPSET_ATTR_FLAGS, listHeader))
-		msgs, err = req.Execute(unix.NETLINK_NETFILTER, 0)
-	}
+	msgs, err := dump(func(req *nl.NetlinkRequest) { req.AddData(number(nl.IPSET_ATTR_FLAGS, listHeader)) })
 	if err != nil {
 		return nil, fmt.Errorf("list sets: %w", named(err))
 	}
@@ -96,6 +89,18 @@ func (s *Sets) Create(name string) error {
 	return execute(req, "create", name)
 }
 
+// dump lists what the attributes that ask adds ask for. It begins again where others
+// have changed it meanwhile.
+func dump(ask func(*nl.NetlinkRequest)) (msgs [][]byte, err error) {
+	err = error(nl.ErrDumpInterrupted)
+	for tries := 0; tries < 10 && errors.Is(err, nl.ErrDumpInterrupted); tries++ {
+		req := request(nl.IPSET_CMD_LIST)
+		ask(req)
+		msgs, err = req.Execute(unix.NETLINK_NETFILTER, 0)
+	}
+	return msgs, err
+}
+
 // Flush removes all addresses from a set.
 func (s *Sets) Flush(name string) error {
 	req := request(nl.IPSET_CMD_FLUSH)
@@ -106,7 +111,9 @@ func (s *Sets) Flush(name string) error {
 // Destroy removes a set, if there is one of that name. It fails while a rule
 // names the set. With the nft variant that may be so for some milliseconds
 // after the rule has gone: the kernel frees rules later.
-func (s *Sets) Destroy(name string) error {
+func (s *Sets) Destroy(name string) error { return destroy(name) }
+
+func destroy(name string) error {
 	req := request(nl.IPSET_CMD_DESTROY)
 	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(name)))
 	if err := execute(req, "destroy", name); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -152,30 +159,19 @@ type header struct {
 // parse reads the header of a set. What it does not understand it leaves out.
 func parse(msg []byte) header {
 	var h header
-	for _, a := range attributes(msg[min(len(msg), nl.SizeofNfgenmsg):]) {
-		switch a.Attr.Type & nl.NLA_TYPE_MASK {
+	for typ, v := range attributes(payload(msg)) {
+		switch typ {
 		case nl.IPSET_ATTR_SETNAME:
-			h.name = nl.BytesToString(a.Value)
+			h.name = nl.BytesToString(v)
 		case nl.IPSET_ATTR_TYPENAME:
-			h.typeName = nl.BytesToString(a.Value)
+			h.typeName = nl.BytesToString(v)
 		case nl.IPSET_ATTR_FAMILY:
-			h.family = a.Value[0]
+			h.family = v[0]
 		case nl.IPSET_ATTR_DATA:
-			for _, d := range attributes(a.Value) {
-				if d.Attr.Type&nl.NLA_TYPE_MASK == nl.IPSET_ATTR_TIMEOUT {
-					h.timeout = true
-				}
+			for typ := range attributes(v) {
+				h.timeout = h.timeout || typ == nl.IPSET_ATTR_TIMEOUT
 			}
 		}
 	}
 	return h
-}
-
-// attributes returns the attributes that are not empty.
-func attributes(b []byte) []syscall.NetlinkRouteAttr {
-	attrs, err := nl.ParseRouteAttr(b)
-	if err != nil {
-		return nil // not an answer of the kernel's
-	}
-	return slices.DeleteFunc(attrs, func(a syscall.NetlinkRouteAttr) bool { return len(a.Value) == 0 })
 }

@@ -181,26 +181,3 @@ func TestKernelLoopsOfOthers(t *testing.T) {
 		t.Error("Create() where a set of another type is succeeded")
 	}
 }
-
-// TestKernelLoopsFull: the set takes as many as are said, and then says so.
-func TestKernelLoopsFull(t *testing.T) {
-	h := kerneltest.New(t, kerneltest.Setup{Variant: ruleset.NFT})
-	l := kernelLoops{h, ipset.NewLoops("LOOPS", false)}
-	if err := l.Create(); err != nil {
-		t.Fatal(err)
-	}
-	all := make([]ipset.Loop, ipset.MaxLoops)
-	for i := range all {
-		all[i] = loop(unix.IPPROTO_TCP, "10.244.0.1", i)
-	}
-	if err := l.Add(all...); err != nil {
-		t.Fatal(err)
-	}
-	checkLoops(t, l, all...)
-	for i := range all { // the kernel counts by parts of its table, so some may find room
-		all[i].Protocol = unix.IPPROTO_UDP
-	}
-	if err := l.Add(all...); err == nil {
-		t.Errorf("Add() of as many more succeeded")
-	}
-}

@@ -5,6 +5,7 @@ package fake
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -88,8 +89,8 @@ func (s *Set) List() (in []ipset.Element, found bool, err error) {
 		if c == nil {
 			return nil
 		}
-		if c.typ != s.typ || c.ipv6 != s.ipv6 && s.typ != ipset.BitmapPort {
-			return ipset.ErrAnotherKind
+		if err := s.is(c); err != nil {
+			return err
 		}
 		in, found = slices.Collect(maps.Keys(c.in)), true
 		return nil
@@ -97,14 +98,19 @@ func (s *Set) List() (in []ipset.Element, found bool, err error) {
 	return in, found, err
 }
 
+// is tells why a set that is there is not this one.
+func (s *Set) is(c *content) error {
+	if c.typ != s.typ || c.ipv6 != s.ipv6 && s.typ != ipset.BitmapPort {
+		return ipset.ErrAnotherKind
+	}
+	return nil
+}
+
 // Create makes the set, unless it is there.
 func (s *Set) Create(size int) error {
 	return s.do("create", nil, func(c *content) error {
 		if c != nil {
-			if c.typ != s.typ {
-				return ipset.ErrAnotherKind
-			}
-			return nil
+			return s.is(c)
 		}
 		s.k.make(s.name, s.typ, s.ipv6)
 		return nil
@@ -141,25 +147,28 @@ func (s *Set) change(op string, elements []ipset.Element, f func(*content, ipset
 
 // check tells what is wrong with an element: after it, no more are changed.
 func (s *Set) check(e ipset.Element) error {
-	want := ipset.Element{Port: e.Port}
-	if s.typ != ipset.BitmapPort {
-		want.Addr = e.Addr
-	}
+	var good bool
+	want := ipset.Element{Addr: e.Addr, Protocol: e.Protocol, Port: e.Port}
 	switch s.typ {
+	case ipset.BitmapPort:
+		want, good = ipset.Element{Port: e.Port}, true
 	case ipset.HashIP:
-		want.Port = 0
+		want, good = ipset.Element{Addr: e.Addr}, s.ours(e.Addr)
 	case ipset.HashIPPort:
-		want.Protocol = e.Protocol
-	case ipset.HashIPPortIP, ipset.HashIPPortNet:
-		want.Protocol, want.Net = e.Protocol, e.Net
+		good = s.ours(e.Addr)
+	case ipset.HashIPPortIP:
+		want.Net, good = ipset.Single(e.Net.Addr()), s.ours(e.Addr) && s.ours(e.Net.Addr())
+	case ipset.HashIPPortNet:
+		want.Net, good = e.Net.Masked(), s.ours(e.Addr) && s.ours(e.Net.Addr()) && e.Net.Bits() > 0
 	}
-	bad := e != want || s.typ != ipset.BitmapPort && (!e.Addr.IsValid() || e.Addr.Is6() != s.ipv6) ||
-		s.typ == ipset.HashIPPortIP && !e.Net.IsSingleIP() || s.typ == ipset.HashIPPortNet && e.Net.Bits() <= 0 || e.Net != e.Net.Masked()
-	if bad {
+	if !good || e != want {
 		return fmt.Errorf("%s is no element of %s", e, s.typ)
 	}
 	return nil
 }
+
+// ours tells whether an address is of the set's family.
+func (s *Set) ours(addr netip.Addr) bool { return addr.IsValid() && addr.Is6() == s.ipv6 }
 
 // Destroy removes the set, if it is there. It fails while a rule names it.
 func (s *Set) Destroy() error {
