@@ -155,12 +155,16 @@ func (s *loopSet) add(loops []ipset.Loop) error {
 // ok is false where the kernel refuses: the port is to have the ordinary form.
 func (s *loopSet) ensure(p *model.ServicePort) (_ []ipset.Loop, ok bool) {
 	loops := loopsOf(p)
-	lacks := slices.DeleteFunc(slices.Clone(loops), func(e ipset.Loop) bool { return s.have[e] })
-	if err := s.add(lacks); err != nil {
+	if err := s.add(s.lacks(loops)); err != nil {
 		s.refused[p.Name] = err
 		return nil, false
 	}
 	return loops, true
+}
+
+// lacks returns those of loops that are not in the set.
+func (s *loopSet) lacks(loops []ipset.Loop) []ipset.Loop {
+	return slices.DeleteFunc(slices.Clone(loops), func(e ipset.Loop) bool { return s.have[e] })
 }
 
 // replace notes what a port wants in the place of what it wanted.

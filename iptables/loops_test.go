@@ -93,7 +93,7 @@ func TestLoopsFollowTheChange(t *testing.T) {
 		{"the other has affinity now", []*model.ServicePort{with(hosted("same", "10.96.0.2", model.TCP, one), affinity)}, []string{"remove"}, []string{"tcp " + two}},
 		{"endpoints elsewhere", []*model.ServicePort{port(portName("shop", "far", "", model.TCP), "10.96.0.3", 80, "10.244.9.9:80")}, nil, []string{"tcp " + two}},
 		{"other protocols", []*model.ServicePort{hosted("u", "10.96.0.4", model.UDP, two), hosted("s", "10.96.0.5", model.SCTP, two)},
-			[]string{"add", "add"}, []string{"sctp " + two, "tcp " + two, "udp " + two}},
+			[]string{"add"}, []string{"sctp " + two, "tcp " + two, "udp " + two}},
 		{"local endpoints alone", []*model.ServicePort{with(hosted("web", "10.96.0.1", model.TCP, two), internalLocal(one))},
 			[]string{"add", "remove"}, []string{"sctp " + two, "tcp " + one, "udp " + two}},
 		{"external policy Local, by which pods of other nodes come with their own address",

@@ -115,6 +115,7 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 			changed[p.Name] = changed[p.Name] || affected(p)
 		}
 	}
+	m.fillLoops(changed, d.Snapshot)
 	for name, is := range changed {
 		if is {
 			m.stagePort(name, d.Snapshot.Get(name), staged)
@@ -127,6 +128,20 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 		return nil
 	})
 	return staged
+}
+
+// fillLoops adds what ports need of the set of endpoints that reach themselves, of
+// all in one go. Where the kernel refuses, each port tries by itself.
+func (m *Mode) fillLoops(changed map[model.ServicePortName]bool, s *model.Snapshot) {
+	lacks := map[ipset.Loop]bool{}
+	for name, is := range changed {
+		if p := s.Get(name); is && p != nil && m.render.compacts(p) {
+			for _, e := range m.loops.lacks(loopsOf(p)) {
+				lacks[e] = true
+			}
+		}
+	}
+	_ = m.loops.add(slices.Collect(maps.Keys(lacks)))
 }
 
 // checkSets reads what sets there are, where that is not known or is to be
