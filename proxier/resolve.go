@@ -40,16 +40,56 @@ func Resolve(svc *model.Service, slices []*model.EndpointSlice, at Locality, f m
 		InternalTrafficLocal: svc.InternalTrafficLocal,
 		HealthCheckNodePort:  svc.HealthCheckNodePort,
 		AffinityTimeout:      svc.AffinityTimeout,
+		Scheduler:            svc.Scheduler,
 	}
 	ports := make([]*model.ServicePort, 0, len(svc.Ports))
 	for _, p := range svc.Ports {
 		port := common
 		port.Name = model.ServicePortName{Service: svc.Key, Port: p.Name, Protocol: p.Protocol}
 		port.Port, port.NodePort = p.Number, p.NodePort
+		if svc.InternalTrafficLocal && svc.ExternalTrafficLocal {
+			port.SparePort = sparePort(svc.Ports, p)
+		}
 		choose(&port, candidatesOf(p, slices, at, f), at)
 		ports = append(ports, &port)
 	}
 	return ports
+}
+
+// sparePort returns a number that none of the ports of p's protocol has, a different
+// one for each of them. It stays while other ports come and go, unless one of them
+// takes it.
+func sparePort(ports []model.Port, p model.Port) uint16 {
+	const half = 1 << 15
+	taken := map[uint16]bool{0: true}
+	var others []uint16
+	for _, o := range ports {
+		if o.Protocol == p.Protocol {
+			taken[o.Number] = true
+			others = append(others, o.Number)
+		}
+	}
+	for _, n := range others { // each has the other half's number first
+		if spare := n ^ half; n == p.Number && !taken[spare] {
+			return spare
+		}
+		taken[n^half] = true
+	}
+	slices.Sort(others)
+	spare := uint16(0)
+	for _, n := range others { // those that cannot have it share out the rest
+		if !slices.Contains(others, n^half) && n != half {
+			continue
+		}
+		for taken[spare] {
+			spare++
+		}
+		taken[spare] = true
+		if n == p.Number {
+			break
+		}
+	}
+	return spare
 }
 
 func ofFamily(ips []netip.Addr, f model.Family) []netip.Addr {

@@ -115,9 +115,11 @@ func TestResolveAddresses(t *testing.T) {
 	svc.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:a::/48")}
 	svc.ExternalTrafficLocal, svc.InternalTrafficLocal, svc.HealthCheckNodePort = true, true, 32000
 	svc.AffinityTimeout = time.Minute
+	svc.Scheduler.Name = "mh"
 	common := model.ServicePort{
 		Name: model.ServicePortName{Service: svc.Key, Port: "http", Protocol: model.TCP}, Port: 80, NodePort: 30080, Restricted: true,
 		ExternalTrafficLocal: true, InternalTrafficLocal: true, HealthCheckNodePort: 32000, AffinityTimeout: time.Minute,
+		SparePort: 80 ^ 1<<15, Scheduler: model.Scheduler{Name: "mh"},
 	}
 	for f, own := range map[model.Family]func(*model.ServicePort){
 		model.IPv4: func(p *model.ServicePort) {
@@ -214,5 +216,32 @@ func TestResolveLeavesItsInputAlone(t *testing.T) {
 		if diff := cmp.Diff(want.Endpoints, used[i].Endpoints, cmp.Comparer(func(a, b model.SliceEndpoint) bool { return reflect.DeepEqual(a, b) })); diff != "" {
 			t.Errorf("slice %d was changed:\n%s", i, diff)
 		}
+	}
+}
+
+// TestSparePort: a number that no port of the protocol has, another one for each.
+func TestSparePort(t *testing.T) {
+	const half = 1 << 15
+	for _, tt := range []struct {
+		name        string
+		ports, want []uint16
+	}{
+		{"one", []uint16{80}, []uint16{80 + half}},
+		{"two", []uint16{80, 40000}, []uint16{80 + half, 40000 - half}},
+		{"each is the other's", []uint16{80, 80 + half}, []uint16{1, 2}},
+		{"one has none of its own", []uint16{half}, []uint16{1}},
+		{"the next is taken, too", []uint16{half, 1, 2 + half}, []uint16{3, 1 + half, 2}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var ports []model.Port
+			for _, n := range tt.ports {
+				ports = append(ports, model.Port{Protocol: model.TCP, Number: n}, model.Port{Protocol: model.UDP, Number: n ^ 5})
+			}
+			for i, n := range tt.ports {
+				if got := sparePort(ports, model.Port{Protocol: model.TCP, Number: n}); got != tt.want[i] {
+					t.Errorf("got %d for %d, want %d", got, n, tt.want[i])
+				}
+			}
+		})
 	}
 }

@@ -110,6 +110,19 @@ type Service struct {
 	// AffinityTimeout is how long, since its last connection, a client keeps its
 	// endpoint; 0 without session affinity. Whole seconds.
 	AffinityTimeout time.Duration
+	// Scheduler is how connections are spread over endpoints, for modes that leave
+	// that to IPVS.
+	Scheduler Scheduler
+}
+
+// Scheduler is one of IPVS's schedulers. The zero value leaves the choice to the
+// mode.
+type Scheduler struct {
+	// Name is that of the kernel: "rr", "mh".
+	Name string
+	// Fallback and Port are for mh and sh, which choose by the client's address: with
+	// Fallback another endpoint where the client's drains, with Port by its port, too.
+	Fallback, Port bool
 }
 
 // ClusterIP returns the Service's cluster IP of family f; ok is false where it

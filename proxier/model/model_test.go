@@ -126,6 +126,8 @@ func TestServicePortEqualComparesEveryField(t *testing.T) {
 		"InternalTrafficLocal": {func(p *ServicePort) { p.InternalTrafficLocal = true }},
 		"HealthCheckNodePort":  {func(p *ServicePort) { p.HealthCheckNodePort = 30081 }},
 		"AffinityTimeout":      {func(p *ServicePort) { p.AffinityTimeout = time.Hour }},
+		"Scheduler":            {func(p *ServicePort) { p.Scheduler.Name = "mh" }, func(p *ServicePort) { p.Scheduler.Port = true }},
+		"SparePort":            {func(p *ServicePort) { p.SparePort = 1 }},
 		"LocalEndpoints":       {func(p *ServicePort) { p.LocalEndpoints = p.Endpoints }},
 		"Usable":               {func(p *ServicePort) { p.Usable = true }},
 		"Known":                {func(p *ServicePort) { p.Known++ }},

@@ -55,6 +55,12 @@ type ServicePort struct {
 	HealthCheckNodePort                        uint16
 	// AffinityTimeout is 0 without session affinity, else whole seconds.
 	AffinityTimeout time.Duration
+	// Scheduler is the zero value where the Service leaves the choice to the mode.
+	Scheduler Scheduler
+	// SparePort is a port of the cluster IP that is none of the Service's, and
+	// another one for each of its ports of one protocol. It is 0 unless both policies
+	// are Local, when a mode may need one.
+	SparePort uint16
 
 	// Endpoints are those that new connections are to go to under the traffic
 	// policy Cluster, without duplicates, in the order of their text form. They
@@ -106,6 +112,23 @@ func (s *ServicePort) DropsExternal() bool {
 	return s.ExternalTrafficLocal && s.ExternallyAccessible() && s.Usable && len(s.LocalEndpoints) == 0
 }
 
+// MayReachThemselves returns the endpoints that may reach themselves through the
+// port on this node, with their own address, in order: the node's own, and where pods
+// keep their address on the way to another node's address, those of other nodes, too.
+func (s *ServicePort) MayReachThemselves() []netip.AddrPort {
+	var out []netip.AddrPort
+	foreign := s.ExternalTrafficLocal && s.ExternallyAccessible()
+	for _, eps := range [][]Endpoint{s.Endpoints, s.LocalEndpoints} {
+		for _, ep := range eps {
+			if ep.Local || foreign {
+				out = append(out, ep.AddrPort)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	return slices.Compact(out) // an endpoint may serve both policies
+}
+
 // Equal tells whether s and o ask for the same.
 func (s *ServicePort) Equal(o *ServicePort) bool {
 	return s.Name == o.Name && s.ClusterIP == o.ClusterIP && s.Port == o.Port && s.NodePort == o.NodePort &&
@@ -114,6 +137,7 @@ func (s *ServicePort) Equal(o *ServicePort) bool {
 		s.Restricted == o.Restricted && slices.Equal(s.SourceRanges, o.SourceRanges) &&
 		s.ExternalTrafficLocal == o.ExternalTrafficLocal && s.InternalTrafficLocal == o.InternalTrafficLocal &&
 		s.HealthCheckNodePort == o.HealthCheckNodePort && s.AffinityTimeout == o.AffinityTimeout &&
+		s.Scheduler == o.Scheduler && s.SparePort == o.SparePort &&
 		slices.Equal(s.Endpoints, o.Endpoints) && slices.Equal(s.LocalEndpoints, o.LocalEndpoints) &&
 		s.Usable == o.Usable && s.Known == o.Known && slices.Equal(s.LocalReady, o.LocalReady) && slices.Equal(s.Serving, o.Serving)
 }

@@ -24,7 +24,8 @@ func SameService(a, b *model.Service) bool {
 		a.ExternalTrafficLocal == b.ExternalTrafficLocal &&
 		a.InternalTrafficLocal == b.InternalTrafficLocal &&
 		a.HealthCheckNodePort == b.HealthCheckNodePort &&
-		a.AffinityTimeout == b.AffinityTimeout
+		a.AffinityTimeout == b.AffinityTimeout &&
+		a.Scheduler == b.Scheduler
 }
 
 // SameEndpointSlice reports whether a and b mean the same to a consumer; nil

@@ -45,6 +45,7 @@ func TranslateService(svc *corev1.Service, policy Policy) (s *model.Service, ok 
 		Ports:                servicePorts(&svc.Spec, r),
 		InternalTrafficLocal: isLocal("spec.internalTrafficPolicy", string(deref(svc.Spec.InternalTrafficPolicy, "")), r),
 		AffinityTimeout:      affinityTimeout(&svc.Spec, r),
+		Scheduler:            scheduler(svc, r),
 	}
 	addExternal(s, svc, &policy, r)
 	return s, true, r.list
