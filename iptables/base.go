@@ -26,7 +26,7 @@ func Contribution(cfg RenderConfig) ruleset.Contribution {
 	)
 	return ruleset.Contribution{
 		Name: "iptables",
-		Owns: owned(),
+		Owns: idiom.Owned(),
 		Jumps: []ruleset.Jump{
 			jump(ruleset.Filter, "INPUT", newOnly, firewall, proxyFirewall),
 			jump(ruleset.Filter, "INPUT", "", "kubernetes health check service ports", nodePorts),
@@ -41,7 +41,8 @@ func Contribution(cfg RenderConfig) ruleset.Contribution {
 			jump(ruleset.NAT, "OUTPUT", "", portals, services),
 		},
 		Guests: []ruleset.Guest{idiom.Localnet(cfg.Family, cfg.LocalhostNodePorts)},
-		Relics: relics(),
+		Former: idiom.Former(),
+		Relics: idiom.Relics(),
 	}
 }
 

@@ -218,19 +218,11 @@ func (s *loopSet) report(out *proxier.Report) {
 	}
 }
 
-// loopsOf returns the endpoints of a port that may reach themselves through it on
-// this node, with their own address: its own endpoints, and where pods keep their
-// address on the way to another node's address, those of other nodes, too.
+// loopsOf returns the endpoints of a port that may reach themselves, as elements.
 func loopsOf(p *model.ServicePort) []ipset.Loop {
 	var out []ipset.Loop
-	foreign := p.ExternalTrafficLocal && p.ExternallyAccessible()
-	for _, eps := range [][]model.Endpoint{p.Endpoints, p.LocalEndpoints} {
-		for _, ep := range eps {
-			if ep.Local || foreign {
-				out = append(out, ipset.Loop{Protocol: idiom.ProtocolNumber(p.Name.Protocol), AddrPort: ep.AddrPort})
-			}
-		}
+	for _, ep := range p.MayReachThemselves() {
+		out = append(out, ipset.Loop{Protocol: idiom.ProtocolNumber(p.Name.Protocol), AddrPort: ep})
 	}
-	slices.SortFunc(out, func(a, b ipset.Loop) int { return a.AddrPort.Compare(b.AddrPort) })
-	return slices.Clip(slices.Compact(out)) // an endpoint may serve both policies
+	return slices.Clip(out)
 }

@@ -11,11 +11,9 @@ package iptables
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"fairlead/iptables/idiom"
@@ -249,12 +247,6 @@ func report(res ruleset.Result) proxier.Report {
 	for _, n := range res.Written {
 		out.Written += n
 	}
-	for _, r := range res.Refused {
-		what := r.Unit
-		if what == "" {
-			what = fmt.Sprintf("rule %s in %s", strings.TrimSpace(string(r.Rule)), r.Chain)
-		}
-		out.Refused = append(out.Refused, fmt.Sprintf("%s: %v", what, r.Err))
-	}
+	out.Refused = idiom.Refusals(res)
 	return out
 }

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 
 	"fairlead/iptables/idiom"
-	"fairlead/iptables/ruleset"
 	"fairlead/proxier/model"
 )
 
@@ -19,7 +18,6 @@ const (
 	nodePorts        = idiom.NodePorts
 	forward          = idiom.Forward
 	proxyFirewall    = idiom.ProxyFirewall
-	canary           = "KUBE-PROXY-CANARY"
 
 	servicePrefix  = idiom.ServicePrefix
 	localPrefix    = "KUBE-SVL-"
@@ -46,31 +44,4 @@ func firewallChain(n model.ServicePortName) string { return idiom.PortChain(fire
 // endpointChain returns the name of the chain that translates to an endpoint.
 func endpointChain(n model.ServicePortName, ep netip.AddrPort) string {
 	return idiom.HashName(endpointPrefix, n.String()+n.Protocol.Lower()+ep.String())
-}
-
-// relics lists kube-proxy's chains that mean nothing to us. While kube-proxy
-// runs beside us, as in a rolling replacement, it takes the loss of one for the
-// loss of all its rules.
-func relics() []ruleset.ChainKey {
-	return []ruleset.ChainKey{{Table: ruleset.Mangle, Name: canary}, {Table: ruleset.NAT, Name: canary}, {Table: ruleset.Filter, Name: canary}}
-}
-
-// owned lists all chains that this mode may ever write.
-func owned() []ruleset.ChainKey {
-	var keys []ruleset.ChainKey
-	for table, names := range map[ruleset.Table][]string{
-		ruleset.NAT: {
-			services, nodePorts, idiom.MarkOutside, servicePrefix + "*", localPrefix + "*",
-			externalPrefix + "*", firewallPrefix + "*", endpointPrefix + "*",
-		},
-		ruleset.Filter: {
-			services, externalServices, nodePorts, forward, proxyFirewall,
-			servicePrefix + "*", externalPrefix + "*", firewallPrefix + "*", healthPrefix + "*",
-		},
-	} {
-		for _, name := range names {
-			keys = append(keys, ruleset.ChainKey{Table: table, Name: name})
-		}
-	}
-	return keys
 }

@@ -114,10 +114,8 @@ func (w *portRenderer) key(ip netip.Addr, port uint16) dispatch.Key {
 
 // to matches the same.
 func (w *portRenderer) to(ip netip.Addr, port uint16, comment string) idiom.Spec {
-	s := idiom.Spec{Proto: w.proto, Comment: comment, More: "-m " + w.proto + " --dport " + strconv.Itoa(int(port)) + " "}
-	if ip.IsValid() {
-		s.Dst = idiom.Host(ip)
-	}
+	s := idiom.To(ip, w.Name.Protocol, port)
+	s.Comment = comment
 	return s
 }
 
@@ -188,7 +186,7 @@ func (w *portRenderer) oneOf(chain string, eps []model.Endpoint) {
 	for i, ep := range eps {
 		s := idiom.Spec{Comment: w.toEndpoint(ep)}
 		if n := len(eps) - i; n > 1 {
-			s.More = "-m statistic --mode random --probability " + idiom.Probability(n) + " "
+			s.More = idiom.OneOf(1, n)
 		}
 		if compact {
 			s.Proto = w.proto
@@ -234,7 +232,7 @@ func (w *portRenderer) groups(chain string, eps []model.Endpoint) {
 		}
 		s := idiom.Spec{}
 		if len(group) < left {
-			s.More = "-m statistic --mode random --probability " + idiom.Odds(len(group), left) + " "
+			s.More = idiom.OneOf(len(group), left)
 		}
 		left -= len(group)
 		name := fmt.Sprintf("%s/%02d", chain, i)

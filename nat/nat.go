@@ -55,8 +55,10 @@ func LoopBack(ipv6 bool) string {
 // set has address, protocol and port. What a node sends to itself without a Service
 // is not translated, and keeps its source.
 func ReachesItself(set string) string {
-	return "-m conntrack --ctstate DNAT -m set --match-set " + set + " dst,dst,src "
+	return "-m conntrack --ctstate DNAT " + isItself(set)
 }
+
+func isItself(set string) string { return "-m set --match-set " + set + " dst,dst,src " }
 
 // Chains returns the chains for a mark bit from 0 to 31. What is from and to an
 // endpoint in the set loopBack is masqueraded without a mark; an empty name means
@@ -67,11 +69,26 @@ func ReachesItself(set string) string {
 // masqueraded too. MASQUERADE picks ports fully at random, which makes it
 // unlikely that two flows race for the same one (kubernetes/kubernetes#56903).
 func Chains(masqueradeBit int, loopBack string) map[ruleset.ChainKey]*ruleset.Chain {
+	if loopBack == "" {
+		return chains(masqueradeBit, "")
+	}
+	return chains(masqueradeBit, ReachesItself(loopBack))
+}
+
+// IPVSChains returns the chains for IPVS mode. What IPVS translates, connection
+// tracking does not know to be translated, so the set must not have endpoints that
+// send to themselves without a Service and past this chain: the node's own.
+func IPVSChains(masqueradeBit int, loopBack string) map[ruleset.ChainKey]*ruleset.Chain {
+	return chains(masqueradeBit, isItself(loopBack))
+}
+
+// chains masquerades what matches itself, unless that is empty, and what is marked.
+func chains(masqueradeBit int, itself string) map[ruleset.ChainKey]*ruleset.Chain {
 	mark, clear := Mark(masqueradeBit), fmt.Sprintf("%#x/0x0", uint32(1)<<masqueradeBit)
 	var rules []ruleset.Rule
-	if loopBack != "" {
+	if itself != "" {
 		rules = append(rules, ruleset.Rule(`-m comment --comment "kubernetes endpoint that reaches itself" `+
-			ReachesItself(loopBack)+masquerade))
+			itself+masquerade))
 	}
 	return map[ruleset.ChainKey]*ruleset.Chain{
 		{Table: ruleset.NAT, Name: MarkMasq}: {Rules: []ruleset.Rule{

@@ -3,6 +3,9 @@
 package idiom
 
 import (
+	"fmt"
+	"strings"
+
 	"fairlead/iptables/ruleset"
 	"fairlead/nat"
 	"fairlead/proxier/model"
@@ -65,4 +68,17 @@ func Counted(name string) string {
 		return ""
 	}
 	return "-m nfacct --nfacct-name  " + name + " "
+}
+
+// Refusals returns in words what the engine reports as refused.
+func Refusals(res ruleset.Result) []string {
+	var out []string
+	for _, r := range res.Refused {
+		what := r.Unit
+		if what == "" {
+			what = fmt.Sprintf("rule %s in %s", strings.TrimSpace(string(r.Rule)), r.Chain)
+		}
+		out = append(out, fmt.Sprintf("%s: %v", what, r.Err))
+	}
+	return out
 }

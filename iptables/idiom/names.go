@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 
+	"fairlead/iptables/ruleset"
 	"fairlead/proxier/model"
 )
 
@@ -20,10 +21,77 @@ const (
 	ServicePrefix  = "KUBE-SVC-"
 	ExternalPrefix = "KUBE-EXT-"
 
+	// Those of IPVS mode alone.
+	NodePort      = "KUBE-NODE-PORT"
+	IPVSFilter    = "KUBE-IPVS-FILTER"
+	IPVSOutFilter = "KUBE-IPVS-OUT-FILTER"
+	SourceRanges  = "KUBE-SOURCE-RANGES-FIREWALL"
+	ExternalLocal = "KUBE-EXTERNAL-LOCAL" // not among kube-proxy's
+	// IPVSAccess is the comment of what leads to the two filters.
+	IPVSAccess = "kubernetes ipvs access filter"
+
 	// MarkOutside has no counterpart in kube-proxy, which takes one pod CIDR
 	// per family.
 	MarkOutside = "KUBE-MARK-MASQ-OUTSIDE"
 )
+
+// Owned lists all chains that a mode of ours, or kube-proxy's with iptables or IPVS,
+// may ever write: a mode takes over what another one has left.
+func Owned() []ruleset.ChainKey {
+	var keys []ruleset.ChainKey
+	for table, names := range map[ruleset.Table][]string{
+		ruleset.NAT: {
+			Services, NodePorts, MarkOutside, ServicePrefix + "*", "KUBE-SVL-*",
+			ExternalPrefix + "*", "KUBE-FW-*", "KUBE-SEP-*",
+			NodePort, ExternalLocal, "KUBE-LOAD-BALANCER",
+		},
+		ruleset.Filter: {
+			Services, ExternalServices, NodePorts, Forward, ProxyFirewall,
+			ServicePrefix + "*", ExternalPrefix + "*", "KUBE-FW-*", "KUBE-HC-*",
+			NodePort, IPVSFilter, IPVSOutFilter, SourceRanges,
+		},
+		ruleset.Mangle: {ProxyFirewall, SourceRanges},
+	} {
+		for _, name := range names {
+			keys = append(keys, ruleset.ChainKey{Table: table, Name: name})
+		}
+	}
+	return keys
+}
+
+// Former lists the jumps to chains of Owned that modes make, or have made.
+func Former() []ruleset.Jump {
+	const newOnly = "-m conntrack --ctstate NEW "
+	var out []ruleset.Jump
+	jump := func(t ruleset.Table, match, comment, to string, from ...string) {
+		for _, f := range from {
+			out = append(out, ruleset.Jump{
+				ChainKey: ruleset.ChainKey{Table: t, Name: f}, Rule: ruleset.Rule(match + Commented(comment) + "-j " + to),
+			})
+		}
+	}
+	// Those of iptables mode.
+	const firewall = "kubernetes load balancer firewall"
+	jump(ruleset.Filter, newOnly, firewall, ProxyFirewall, "INPUT", "FORWARD", "OUTPUT")
+	jump(ruleset.Filter, "", "kubernetes health check service ports", NodePorts, "INPUT")
+	jump(ruleset.Filter, newOnly, "kubernetes service portals", Services, "FORWARD", "OUTPUT")
+	jump(ruleset.Filter, newOnly, "kubernetes externally-visible service portals", ExternalServices, "INPUT", "FORWARD")
+	// Those of IPVS mode, kube-proxy's among them.
+	jump(ruleset.Mangle, newOnly, firewall, ProxyFirewall, "PREROUTING", "OUTPUT")
+	jump(ruleset.Filter, "", "kubernetes health check rules", NodePort, "INPUT")
+	jump(ruleset.Filter, "", "kube-proxy firewall rules", ProxyFirewall, "INPUT", "FORWARD")
+	jump(ruleset.Filter, newOnly, IPVSAccess, IPVSFilter, "INPUT")
+	jump(ruleset.Filter, newOnly, IPVSAccess, IPVSOutFilter, "OUTPUT")
+	return out
+}
+
+// Relics lists kube-proxy's chains that mean nothing to us. While kube-proxy
+// runs beside us, as in a rolling replacement, it takes the loss of one for the
+// loss of all its rules.
+func Relics() []ruleset.ChainKey {
+	const canary = "KUBE-PROXY-CANARY"
+	return []ruleset.ChainKey{{Table: ruleset.Mangle, Name: canary}, {Table: ruleset.NAT, Name: canary}, {Table: ruleset.Filter, Name: canary}}
+}
 
 // HashName returns a chain name: the prefix and 16 characters of the hash.
 func HashName(prefix, input string) string {

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"fairlead/iptables/ruleset"
+	"fairlead/proxier/model"
 )
 
 // Spec is a rule in parts. Its text has them in the order in which
@@ -70,6 +71,21 @@ func option(b []byte, name, value string) []byte {
 // Commented returns a comment match, followed by a space.
 func Commented(text string) string {
 	return "-m comment --comment " + ruleset.Quote(text) + " "
+}
+
+// To matches a port of an address, or of any where that is invalid.
+func To(a netip.Addr, p model.Protocol, port uint16) Spec {
+	proto := p.Lower()
+	s := Spec{Proto: proto, More: "-m " + proto + " --dport " + strconv.Itoa(int(port)) + " "}
+	if a.IsValid() {
+		s.Dst = Host(a)
+	}
+	return s
+}
+
+// OneOf matches k of n packets, at random.
+func OneOf(k, n int) string {
+	return "-m statistic --mode random --probability " + Odds(k, n) + " "
 }
 
 // Host returns an address as iptables-save prints a single one.

@@ -65,7 +65,7 @@ func (e *Engine) heldByNobody() bool {
 
 // reread reads one chain, and tells whether it is another than before.
 func (e *Engine) reread(ctx context.Context, k ChainKey) (differs bool, err error) {
-	r := newReader(e.owners, e.entry, e.guests, e.desired)
+	r := e.reader()
 	for name := range e.kernel.hosts {
 		r.kernel.hosts[name] = &host{}
 	}

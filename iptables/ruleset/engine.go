@@ -39,7 +39,9 @@ type Engine struct {
 	ahead *ahead
 	// cleaning is set by Clean.
 	cleaning bool
-	entry    map[ChainKey][]Rule
+	// entry are the jumps that lead to a chain of ours, and former those of them
+	// that are not wanted any more.
+	entry, former map[ChainKey][]Rule
 
 	mu      sync.Mutex
 	desired map[ChainKey]*Chain
@@ -65,6 +67,7 @@ func NewEngine(cfg Config) *Engine {
 		exec: cfg.Exec, cmds: cfg.Commands, variant: cfg.Variant, limits: limitsOf(cfg.Variant), trims: cfg.Variant == NFT,
 		owners:  newOwners(cfg.Contributions),
 		entry:   map[ChainKey][]Rule{},
+		former:  map[ChainKey][]Rule{},
 		desired: map[ChainKey]*Chain{},
 		rules:   map[Table]int{},
 		dirty:   map[ChainKey]bool{},
@@ -73,10 +76,15 @@ func NewEngine(cfg Config) *Engine {
 	for _, c := range cfg.Contributions {
 		e.jumps = append(e.jumps, c.Jumps...)
 		e.guests = append(e.guests, c.Guests...)
-	}
-	for _, j := range e.jumps {
-		target := ChainKey{j.Table, j.Rule.Target()}
-		e.entry[target] = append(e.entry[target], j.Rule)
+		for _, j := range c.Jumps {
+			target := ChainKey{j.Table, j.Rule.Target()}
+			e.entry[target] = append(e.entry[target], j.Rule)
+		}
+		for _, j := range c.Former {
+			target := ChainKey{j.Table, j.Rule.Target()}
+			e.entry[target] = append(e.entry[target], j.Rule)
+			e.former[target] = append(e.former[target], j.Rule)
+		}
 	}
 	return e
 }
@@ -227,7 +235,7 @@ func (e *Engine) Clean(ctx context.Context) (Result, error) {
 
 // load reads what the kernel has. Whatever is wanted or there may differ.
 func (e *Engine) load(ctx context.Context, res *Result) error {
-	r := newReader(e.owners, e.entry, e.guests, e.desired)
+	r := e.reader()
 	if err := e.readAll(ctx, r); err != nil {
 		e.loaded = false
 		return fmt.Errorf("read rules: %w", err)
@@ -246,6 +254,13 @@ func (e *Engine) load(ctx context.Context, res *Result) error {
 		e.dirty[k] = true
 	}
 	return nil
+}
+
+// reader returns one for what the kernel has.
+func (e *Engine) reader() *reader {
+	r := newReader(e.owners, e.entry, e.guests, e.desired)
+	r.former = e.former
+	return r
 }
 
 // commit carries out a plan. After an error it is not known what the kernel

@@ -40,7 +40,9 @@ type reader struct {
 	// jump to it, whatever else it matches: so an older version's rule is. No
 	// other rule is ours, and in no case one with a line break, which no
 	// restore could delete.
-	entry   map[ChainKey][]Rule
+	entry map[ChainKey][]Rule
+	// former are those of entry that are not wanted any more.
+	former  map[ChainKey][]Rule
 	builtin map[ChainKey]bool
 	guests  []Guest
 	// expected are the chains as they are wanted. What is read is compared with
@@ -70,8 +72,8 @@ func newReader(o owners, entry map[ChainKey][]Rule, guests []Guest, expected map
 // unreadable is an error where our jumps are. Of another table, nothing is
 // known, and nothing in it is touched.
 func (r *reader) unreadable(t Table) error {
-	for k := range r.entry {
-		if k.Table == t {
+	for k, rules := range r.entry {
+		if k.Table == t && !slices.Equal(rules, r.former[k]) {
 			return unreadable(t)
 		}
 	}

@@ -201,6 +201,10 @@ type Contribution struct {
 	// inserted above all other rules, or below them if it is Last; one that is
 	// there stays where it is. The target of each is an owned chain.
 	Jumps []Jump
+	// Former are jumps to chains of Owns that this contributor or its like has made
+	// otherwise, or for another purpose, and that are not wanted unless they are
+	// among Jumps.
+	Former []Jump
 	// Guests are rules in chains that others use too.
 	Guests []Guest
 	// Relics are chains of a predecessor, which Clean removes; before, they are
