@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipvs
+
+import (
+	"slices"
+
+	"fairlead/iptables/idiom"
+	"fairlead/iptables/ruleset"
+	"fairlead/nat"
+	"fairlead/proxier"
+	"fairlead/proxier/model"
+)
+
+func shortcutChain(n model.ServicePortName) string  { return idiom.PortChain(idiom.ExternalPrefix, n) }
+func localhostChain(n model.ServicePortName) string { return idiom.PortChain(idiom.ServicePrefix, n) }
+
+// The portals: external addresses and node ports of the policy Local, and node
+// ports on 127.0.0.1.
+const (
+	shortcuts = iota
+	shortcutPorts
+	localhostPorts
+)
+
+var (
+	natExternalLocal = ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.ExternalLocal}
+	natNodePorts     = ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.NodePorts}
+)
+
+func portalKinds() []idiom.Portal {
+	return []idiom.Portal{
+		shortcuts:      {Root: natExternalLocal, Prefix: idiom.ExternalPrefix},
+		shortcutPorts:  {Root: natExternalLocal, Prefix: idiom.ExternalPrefix, Ports: true},
+		localhostPorts: {Root: natNodePorts, Prefix: idiom.ServicePrefix, Ports: true},
+	}
+}
+
+// Contribution declares the chains and the jumps of this mode.
+func Contribution(cfg Config) ruleset.Contribution {
+	const newOnly = "-m conntrack --ctstate NEW "
+	jump := func(t ruleset.Table, from, match, comment, to string) ruleset.Jump {
+		return ruleset.Jump{
+			ChainKey: ruleset.ChainKey{Table: t, Name: from},
+			Rule:     ruleset.Rule(match + idiom.Commented(comment) + "-j " + to),
+		}
+	}
+	const (
+		firewall = "kubernetes load balancer firewall"
+		portals  = "kubernetes service portals"
+		external = "kubernetes externally-visible service portals"
+	)
+	return ruleset.Contribution{
+		Name: "ipvs",
+		Owns: idiom.Owned(),
+		Jumps: []ruleset.Jump{
+			jump(ruleset.Mangle, "PREROUTING", newOnly, firewall, idiom.ProxyFirewall),
+			jump(ruleset.Mangle, "OUTPUT", newOnly, firewall, idiom.ProxyFirewall),
+			jump(ruleset.Filter, "INPUT", "", "kubernetes health check rules", idiom.NodePort),
+			jump(ruleset.Filter, "INPUT", newOnly, external, idiom.ExternalServices),
+			jump(ruleset.Filter, "INPUT", newOnly, idiom.IPVSAccess, idiom.IPVSFilter),
+			jump(ruleset.Filter, "FORWARD", "", "kubernetes forwarding rules", idiom.Forward),
+			jump(ruleset.Filter, "FORWARD", newOnly, external, idiom.ExternalServices),
+			jump(ruleset.Filter, "OUTPUT", newOnly, idiom.IPVSAccess, idiom.IPVSOutFilter),
+			jump(ruleset.NAT, "PREROUTING", "", portals, idiom.Services),
+			jump(ruleset.NAT, "OUTPUT", "", portals, idiom.Services),
+		},
+		Former: idiom.Former(),
+		Guests: []ruleset.Guest{idiom.Localnet(cfg.Family, cfg.LocalhostNodePorts)},
+		Relics: idiom.Relics(),
+	}
+}
+
+// inSet narrows a match to the elements of a set: its address and port are the
+// packet's destination.
+func (r renderer) inSet(id setID) string {
+	by := "dst,dst"
+	switch id {
+	case sourceCIDRs, sourceIPs:
+		by = "dst,dst,src"
+	case nodePortsTCP, nodePortsUDP, nodePortsLocalTCP, nodePortsLocalUDP, healthPorts, vips:
+		by = "dst"
+	}
+	return "-m set --match-set " + setName(id, r.ipv6()) + " " + by + " "
+}
+
+// when returns a rule for what is in a set.
+func (r renderer) when(id setID, comment, target string) ruleset.Rule {
+	return idiom.Spec{Comment: comment, More: r.inSet(id)}.Jump(target).Rule()
+}
+
+// fixedChains returns the chains that do not depend on any Service, those in which
+// Services have places apart.
+func (r renderer) fixedChains() map[ruleset.ChainKey]*ruleset.Chain {
+	out := map[ruleset.ChainKey]*ruleset.Chain{}
+	put := func(t ruleset.Table, name string, rules ...ruleset.Rule) {
+		out[ruleset.ChainKey{Table: t, Name: name}] = &ruleset.Chain{Rules: rules}
+	}
+	put(ruleset.Mangle, idiom.ProxyFirewall,
+		r.when(firewalled, "load balancers with source ranges", idiom.SourceRanges),
+		r.when(spares, "spare ports are for translated packets", "DROP"))
+	put(ruleset.Mangle, idiom.SourceRanges,
+		r.when(sourceCIDRs, "", "RETURN"), r.when(sourceIPs, "", "RETURN"), idiom.Spec{}.Jump("DROP").Rule())
+	put(ruleset.Filter, idiom.NodePort, idiom.Spec{
+		Proto: "tcp", Comment: "health check node ports", More: r.inSet(healthPorts),
+	}.Jump("ACCEPT").Rule())
+	dropped := r.when(noLocal, "no local endpoints", "DROP")
+	put(ruleset.Filter, idiom.ExternalServices, dropped, r.when(noEndpoint, "no endpoints", r.reject()))
+	access := []ruleset.Rule{dropped}
+	for _, id := range []setID{clusterIPs, externalIPs, balancers, externalIPsLocal, balancersLocal} {
+		access = append(access, r.when(id, "", "RETURN"))
+	}
+	translated := idiom.Spec{More: "-m conntrack --ctstate DNAT " + r.inSet(spares)}.Jump("RETURN").Rule()
+	access = append(access, translated, r.when(vips, "addresses of Services are for Services alone", r.reject()))
+	put(ruleset.Filter, idiom.IPVSFilter, access...)
+	put(ruleset.Filter, idiom.IPVSOutFilter, access...)
+	out[ruleset.ChainKey{Table: ruleset.Filter, Name: idiom.Forward}] = idiom.Forwarding(r.MasqueradeBit, r.KeepInvalid, r.InvalidCounter)
+	if outside := r.pods().Outside(); outside != nil {
+		out[ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.MarkOutside}] = outside
+	}
+	put(ruleset.NAT, idiom.Services, r.services()...)
+	put(ruleset.NAT, idiom.NodePort, r.nodePortRules()...)
+	return out
+}
+
+func (r renderer) reject() string {
+	if r.ipv6() {
+		return "REJECT --reject-with icmp6-port-unreachable"
+	}
+	return "REJECT --reject-with icmp-port-unreachable"
+}
+
+// services returns the rules that mark what is to be masqueraded, translate the
+// shortcut of external addresses with the policy Local, and keep all that is for a
+// Service from rules of others, which take it for the node's: a hostPort's for one.
+func (r renderer) services() []ruleset.Rule {
+	var out []ruleset.Rule
+	for _, s := range r.localhostRules() {
+		out = append(out, s.Jump(idiom.NodePorts).Rule())
+	}
+	out = append(out, idiom.Spec{
+		Comment: "sent by the node from the address of a Service",
+		More:    "-m set --match-set " + setName(vips, r.ipv6()) + " src ",
+	}.Jump(nat.MarkMasq).Rule())
+	cluster := idiom.Spec{Comment: "cluster IPs", More: r.inSet(clusterIPs)}
+	if r.MasqueradeAll {
+		out = append(out, cluster.Jump(nat.MarkMasq).Rule())
+	} else if s, ok := r.pods().NotFrom(cluster); ok {
+		out = append(out, s.Rule())
+	}
+	kinds := []struct {
+		cluster, local setID
+		name           string
+	}{{externalIPs, externalIPsLocal, "external IPs"}, {balancers, balancersLocal, "load balancers"}}
+	for _, k := range kinds {
+		out = append(out,
+			r.when(k.local, k.name+" with the policy Local", idiom.ExternalLocal),
+			r.when(k.cluster, k.name, nat.MarkMasq))
+	}
+	for _, id := range []setID{vips, externalIPs, externalIPsLocal, balancers, balancersLocal} {
+		out = append(out, r.when(id, "", "ACCEPT"))
+	}
+	for _, s := range r.nodeAddresses() {
+		out = append(out, s.Jump(idiom.NodePort).Rule())
+	}
+	return out
+}
+
+// localhostRules match what may be for a node port on 127.0.0.1.
+func (r renderer) localhostRules() []idiom.Spec {
+	switch {
+	case r.ipv6() || !r.LocalhostNodePorts:
+		return nil
+	case r.node.NodePorts.All:
+		return []idiom.Spec{{Dst: "127.0.0.0/8", Comment: "node ports on localhost"}}
+	}
+	var out []idiom.Spec
+	for _, a := range r.node.NodePorts.Addrs {
+		if a.IsLoopback() {
+			out = append(out, idiom.Spec{Dst: idiom.Host(a), Comment: "node ports on localhost"})
+		}
+	}
+	return out
+}
+
+// nodeAddresses match what may be for a node port.
+func (r renderer) nodeAddresses() []idiom.Spec {
+	const comment = "kubernetes service nodeports; NOTE: this must be the last rule in this chain"
+	if r.node.NodePorts.All {
+		return []idiom.Spec{{Comment: comment, More: idiom.ToNode}}
+	}
+	var out []idiom.Spec
+	for _, a := range r.nodePorts {
+		out = append(out, idiom.Spec{Dst: idiom.Host(a), Comment: comment})
+	}
+	return out
+}
+
+// nodePortRules are for what is sent to an address of the node.
+func (r renderer) nodePortRules() []ruleset.Rule {
+	var out []ruleset.Rule
+	for _, k := range []struct {
+		proto          string
+		cluster, local setID
+	}{
+		{"tcp", nodePortsTCP, nodePortsLocalTCP},
+		{"udp", nodePortsUDP, nodePortsLocalUDP},
+		{"sctp", nodePortsSCTP, nodePortsLocalSCTP},
+	} {
+		rule := func(id setID, target string) ruleset.Rule {
+			return idiom.Spec{Proto: k.proto, More: r.inSet(id)}.Jump(target).Rule()
+		}
+		out = append(out,
+			rule(k.local, idiom.ExternalLocal), rule(k.local, "ACCEPT"),
+			rule(k.cluster, nat.MarkMasq), rule(k.cluster, "ACCEPT"))
+	}
+	return out
+}
+
+// stageNode stages what depends on the node alone, where that differs from what it
+// was, or all at the start.
+func (m *Mode) stageNode(n proxier.NodeState, staged map[ruleset.ChainKey]*ruleset.Chain) (changed bool) {
+	same := m.started && m.node.NodePorts.Equal(n.NodePorts) && slices.Equal(m.node.Addrs, n.Addrs) && m.node.IP == n.IP &&
+		(!m.render.NodePodCIDRs || slices.Equal(m.node.PodCIDRs, n.PodCIDRs))
+	if same {
+		return false
+	}
+	m.node, m.render = n, m.render.on(n)
+	staged[ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.MarkOutside}] = nil
+	for k, c := range m.render.fixedChains() {
+		staged[k] = c
+	}
+	return true
+}
