@@ -91,8 +91,8 @@ type Destination struct {
 	Weight int
 }
 
-// Stats are what has passed since the kernel's object was made. The kernel counts
-// connections and packets in 32 bits.
+// Stats are what has passed since the kernel's object was made. The kernel adds
+// that up every two seconds. Of connections and packets these are the lower 32 bits.
 type Stats struct {
 	Conns, PacketsIn, PacketsOut uint32
 	BytesIn, BytesOut            uint64

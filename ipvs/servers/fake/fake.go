@@ -5,6 +5,7 @@
 package fake
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -29,7 +30,7 @@ type Kernel struct {
 
 	mu       sync.Mutex
 	servers  map[servers.Key]*server
-	timeouts servers.Timeouts
+	timeouts servers.Timeouts // 0: the kernel's own
 	ops      []string
 }
 
@@ -115,8 +116,8 @@ func (k *Kernel) Update(s servers.Server) error {
 
 // check tells what the kernel has against a virtual server.
 func (k *Kernel) check(s servers.Server) error {
-	if s.Addr.Is6() != k.IPv6 || !s.Addr.IsValid() {
-		return unix.EINVAL
+	if s.Addr.Is6() != k.IPv6 {
+		return unix.EAFNOSUPPORT
 	}
 	if k.Has != nil && !slices.Contains(k.Has, s.Scheduler) || !slices.Contains(servers.AllSchedulers(), s.Scheduler) {
 		return servers.ErrNoScheduler
@@ -135,7 +136,10 @@ func (k *Kernel) AddDestination(key servers.Key, d servers.Destination) error {
 		if _, ok := s.destinations[d.Addr]; ok {
 			return servers.ErrExists
 		}
-		if d.Addr.Addr().Is6() != k.IPv6 || d.Addr.Addr().IsMulticast() {
+		if d.Addr.Addr().Is6() != k.IPv6 {
+			return unix.EAFNOSUPPORT
+		}
+		if d.Addr.Addr().IsMulticast() {
 			return unix.EINVAL
 		}
 		s.destinations[d.Addr] = servers.Status{Destination: d}
@@ -167,9 +171,16 @@ func (k *Kernel) DeleteDestination(key servers.Key, addr netip.AddrPort) error {
 	})
 }
 
-// Timeouts returns the times that have been set.
+// Timeouts returns the times that have been set, or that the kernel starts with.
 func (k *Kernel) Timeouts() (out servers.Timeouts, err error) {
-	err = k.do("-L --timeout", func() error { out = k.timeouts; return nil })
+	err = k.do("-L --timeout", func() error {
+		out = servers.Timeouts{
+			TCP:    cmp.Or(k.timeouts.TCP, 15*time.Minute),
+			TCPFin: cmp.Or(k.timeouts.TCPFin, 2*time.Minute),
+			UDP:    cmp.Or(k.timeouts.UDP, 5*time.Minute),
+		}
+		return nil
+	})
 	return out, err
 }
 
@@ -177,12 +188,10 @@ func (k *Kernel) Timeouts() (out servers.Timeouts, err error) {
 func (k *Kernel) SetTimeouts(t servers.Timeouts) error {
 	op := fmt.Sprintf("--set %.0f %.0f %.0f", t.TCP.Seconds(), t.TCPFin.Seconds(), t.UDP.Seconds())
 	return k.do(op, func() error {
-		for _, v := range []struct{ to, from *time.Duration }{
-			{&k.timeouts.TCP, &t.TCP}, {&k.timeouts.TCPFin, &t.TCPFin}, {&k.timeouts.UDP, &t.UDP},
-		} {
-			if *v.from > 0 {
-				*v.to = *v.from
-			}
+		k.timeouts = servers.Timeouts{
+			TCP:    cmp.Or(t.TCP, k.timeouts.TCP),
+			TCPFin: cmp.Or(t.TCPFin, k.timeouts.TCPFin),
+			UDP:    cmp.Or(t.UDP, k.timeouts.UDP),
 		}
 		return nil
 	})
