@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package device_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"fairlead/iptables/ruleset"
+	"fairlead/iptables/ruleset/kerneltest"
+	"fairlead/ipvs/device"
+	"fairlead/ipvs/device/fake"
+)
+
+// dev is what both the kernel's device and the fake can do.
+type dev interface {
+	Ensure() error
+	List() (addrs []netip.Addr, found bool, err error)
+	Add(netip.Addr) error
+	Remove(netip.Addr) error
+	Destroy() error
+}
+
+// addrs returns addresses of a family, and one of the other.
+func addrs(ipv6 bool) (one, two, foreign netip.Addr) {
+	one, two, foreign = netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fd00::1")
+	if ipv6 {
+		one, two, foreign = foreign, netip.MustParseAddr("2001:db8::1"), one
+	}
+	return one, two, foreign
+}
+
+func check(t *testing.T, d dev, want ...netip.Addr) {
+	t.Helper()
+	got, found, err := d.List()
+	slices.SortFunc(got, netip.Addr.Compare)
+	slices.SortFunc(want, netip.Addr.Compare)
+	if err != nil || !found || !slices.Equal(got, want) {
+		t.Errorf("List() = %v, %t, %v, want %v", got, found, err, want)
+	}
+}
+
+// contract is what is expected of the kernel, and of the fake.
+func contract(t *testing.T, d dev, ipv6 bool) {
+	one, two, foreign := addrs(ipv6)
+	must := func(errs ...error) {
+		t.Helper()
+		if err := errors.Join(errs...); err != nil {
+			t.Error(err)
+		}
+	}
+	gone := func() {
+		t.Helper()
+		if got, found, err := d.List(); got != nil || found || err != nil {
+			t.Errorf("List() where no device is = %v, %t, %v", got, found, err)
+		}
+		if err := d.Add(one); err == nil {
+			t.Error("Add() where no device is succeeded")
+		}
+		must(d.Remove(one), d.Destroy())
+	}
+	gone()
+	must(d.Ensure())
+	check(t, d)
+	must(d.Add(one), d.Add(two), d.Add(one))
+	check(t, d, one, two)
+	must(d.Ensure())
+	check(t, d, one, two)
+	if err := d.Add(foreign); err == nil {
+		t.Errorf("Add(%s) succeeded", foreign)
+	}
+	must(d.Remove(two), d.Remove(two))
+	check(t, d, one)
+	must(d.Destroy())
+	gone()
+	must(d.Ensure(), d.Add(two)) // on a device that is another
+	check(t, d, two)
+	must(d.Destroy())
+}
+
+func TestFake(t *testing.T) {
+	for _, ipv6 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("IPv6=%t", ipv6), func(t *testing.T) { contract(t, &fake.Device{IPv6: ipv6}, ipv6) })
+	}
+}
+
+// TestKernelBridge holds the contract on a device that every kernel has.
+func TestKernelBridge(t *testing.T) { kernelContract(t, "bridge") }
+
+// TestKernelDummy holds the contract on the device itself.
+func TestKernelDummy(t *testing.T) {
+	_, d := open(t, "dummy", false)
+	if err := d.Ensure(); err != nil && strings.Contains(err.Error(), "load the module dummy") {
+		t.Skip(err)
+	}
+	kernelContract(t, "dummy")
+}
+
+func kernelContract(t *testing.T, kind string) {
+	for _, ipv6 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("IPv6=%t", ipv6), func(t *testing.T) {
+			h, d := open(t, kind, ipv6)
+			contract(t, d, ipv6)
+			othersContract(t, h, d, kind, ipv6)
+		})
+	}
+}
+
+// othersContract: what others have done to the device is seen, and what is theirs
+// is left alone; the device is down, its addresses are local and not in doubt.
+func othersContract(t *testing.T, h *kerneltest.Host, d *device.Device, kind string, ipv6 bool) {
+	one, two, foreign := addrs(ipv6)
+	ip := func(args ...string) { t.Helper(); h.Do("ip", args...) }
+	ip("link", "set", "lo", "up")
+	ip("link", "add", device.Name, "type", kind)
+	ip("link", "set", device.Name, "up")
+	ip("addr", "add", netip.PrefixFrom(foreign, foreign.BitLen()).String(), "dev", device.Name)
+	if err := d.Ensure(); err != nil {
+		t.Fatal(err)
+	}
+	network := netip.PrefixFrom(two, two.BitLen()-8).String()
+	ip("addr", "add", network, "dev", device.Name)
+	ip("addr", "add", netip.PrefixFrom(two, two.BitLen()).String(), "dev", "lo")
+	if err := d.Add(one); err != nil {
+		t.Error(err)
+	}
+	check(t, d, one)
+	out := shown(t, h, "-o", "addr", "show", "dev", device.Name)
+	for _, want := range []string{network, netip.PrefixFrom(one, one.BitLen()).String()} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the device has no %s:\n%s", want, out)
+		}
+	}
+	if link := shown(t, h, "-o", "link", "show", "dev", device.Name); strings.Contains(link, ",UP") || strings.Contains(link, "<UP") {
+		t.Errorf("the device is up: %s", link)
+	}
+	if ipv6 && (!strings.Contains(out, "nodad") || strings.Contains(out, one.String()+"/128 scope global tentative")) {
+		t.Errorf("an address is tentative:\n%s", out)
+	}
+	if got := shown(t, h, "route", "get", one.String()); !strings.Contains(got, "local "+one.String()) {
+		t.Errorf("the address is not local: %s", got)
+	}
+	// The device of now has another index than that of then.
+	ip("link", "del", device.Name)
+	ip("link", "add", device.Name, "type", kind)
+	if err := d.Add(two); err != nil {
+		t.Error(err)
+	}
+	check(t, d, two)
+	ip("link", "del", device.Name)
+	ip("link", "add", "other", "type", "veth", "peer", device.Name)
+	for what, err := range map[string]error{"Ensure": d.Ensure(), "Destroy": d.Destroy(), "Add": d.Add(one)} {
+		if !errors.Is(err, device.ErrAnotherKind) {
+			t.Errorf("%s() where a device of another kind is = %v", what, err)
+		}
+	}
+	ip("link", "del", "other")
+}
+
+// shown returns what ip prints.
+func shown(t *testing.T, h *kerneltest.Host, args ...string) string {
+	t.Helper()
+	var out strings.Builder
+	if err := h.Run(t.Context(), ruleset.Command{Name: "ip", Args: args, Stdout: &out}); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// open returns the device, which is not there, in a namespace.
+func open(t *testing.T, kind string, ipv6 bool) (*kerneltest.Host, *device.Device) {
+	t.Helper()
+	h := kerneltest.New(t, kerneltest.Setup{Variant: ruleset.Legacy, IPv6: ipv6})
+	var d *device.Device
+	if err := h.Enter(func() (err error) { d, err = device.New(device.Name, ipv6); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.Close)
+	d.SetKind(kind)
+	return h, d
+}
