@@ -12,7 +12,7 @@ ROOT     := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # Kernel tests need root. Without it they say what they skip; with it a skip
 # that e2e/skips.txt does not allow fails the run.
 STRICT   := $(if $(ROOT),-strict)
-UNIT     := ./cmd/... ./internal/... ./iptables/... ./nat/... ./proxier/...
+UNIT     := ./cmd/... ./internal/... ./iptables/... ./ipvs/... ./nat/... ./proxier/...
 
 .PHONY: help
 help: ## List the targets
@@ -61,7 +61,7 @@ lint: ## Check formatting, vet, and shell scripts
 
 .PHONY: golden
 golden: ## Rewrite the golden files from what the code does now
-	go test ./iptables -update
+	go test ./iptables ./ipvs -update
 
 .PHONY: suite-reference
 suite-reference: tools ## Record from kube-proxy what e2e/suite expects (root)

@@ -57,8 +57,8 @@ func probe(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, chain 
 	})
 }
 
-// CleanSets removes all sets of this mode. The rules that name them must have
-// gone before.
+// CleanSets removes all sets of this mode, that of endpoints that reach themselves
+// only if loops is given. The rules that name them must have gone before.
 func CleanSets(ctx context.Context, sets Sets, loops Loops) error {
 	names, err := sets.List()
 	if err != nil {
@@ -66,6 +66,9 @@ func CleanSets(ctx context.Context, sets Sets, loops Loops) error {
 	}
 	names = slices.DeleteFunc(names, func(n string) bool { return !isEndpointChain(n) })
 	destroy := sets.Destroy
+	if loops == nil {
+		return destroyAll(ctx, names, destroy)
+	}
 	if _, found, err := loops.List(); err == nil && found {
 		names = append(names, loops.Name())
 		destroy = func(n string) error {

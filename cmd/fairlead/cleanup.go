@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,12 +24,14 @@ import (
 )
 
 func cleanupCommand() *cobra.Command {
-	return &cobra.Command{
+	var exclude []string
+	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove the rules that Fairlead or kube-proxy has left",
-		Long: `Remove the chains and jumps of Fairlead and of kube-proxy's iptables mode from
-this node, of both families and in both variants of iptables, the sets of clients
-that session affinity has made and of endpoints that reach themselves, and the tables of kube-proxy's nftables mode. Rules
+		Long: `Remove what Fairlead and kube-proxy have left on this node: the chains and jumps of
+their iptables and IPVS modes, of both families and in both variants of iptables,
+their sets, the tables of kube-proxy's nftables mode, the device kube-ipvs0, and the
+virtual servers that are on its addresses or on node ports. Rules and virtual servers
 of others stay as they are, and so does a chain that rules of others lead to.
 
 Connections to Services stop working. Stop the agent first, or it will write
@@ -37,14 +41,20 @@ its rules again.`,
 			if err := checkPrivilege(); err != nil {
 				return err
 			}
-			return cleanup(cmd.Context(), cmd)
+			excluded, err := parseCIDRs("--ipvs-exclude-cidrs", strings.Join(exclude, ","))
+			if err != nil {
+				return err
+			}
+			return cleanup(cmd.Context(), both(excluded))
 		},
 	}
+	excludeFlag(cmd.Flags(), &exclude)
+	return cmd
 }
 
-// cleanup removes what is ours from wherever it may be. One failure does not
-// keep it from the rest.
-func cleanup(ctx context.Context, cmd *cobra.Command) error {
+// cleanup removes what is ours from wherever it may be, virtual servers in excluded
+// networks apart. One failure does not keep it from the rest.
+func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 	// Before the rule goes that keeps neighbours from 127.0.0.1.
 	sysctl.Warn(ctx, sysctl.New("").ResetRouteLocalnet(ctx))
 	var errs []error
@@ -58,7 +68,7 @@ func cleanup(ctx context.Context, cmd *cobra.Command) error {
 			}
 			if err == nil {
 				node := &nodeKernel{variant: v}
-				_, err = node.engine(cmds, iptables.RenderConfig{Family: f}).Clean(ctx)
+				_, err = node.engine(cmds, iptables.Contribution(iptables.RenderConfig{Family: f})).Clean(ctx)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("clean up %s, %s variant: %w", f, v, err))
@@ -68,6 +78,12 @@ func cleanup(ctx context.Context, cmd *cobra.Command) error {
 	for _, f := range model.Families() {
 		errs = append(errs, removeNftables(ctx, f))
 	}
+	for _, f := range model.Families() {
+		if _, err := removeIPVS(f, excluded, true); err != nil {
+			errs = append(errs, fmt.Errorf("clean up IPVS, %s: %w", f, err))
+		}
+	}
+	errs = append(errs, removeDevice())
 	for _, f := range model.Families() { // which no rule of ours names any more
 		ipv6 := f == model.IPv6
 		if err := iptables.CleanSets(ctx, ipset.New(ipv6), ipset.NewLoops(nat.LoopBack(ipv6), ipv6)); err != nil {

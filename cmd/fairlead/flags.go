@@ -44,6 +44,7 @@ type options struct {
 	masqueradeBit                 int
 	localhostNodePorts, compact   bool
 	conntrack                     sysctl.ConntrackConfig
+	ipvs                          ipvsOptions
 	// changed tells whether a flag was given.
 	changed func(name string) bool
 }
@@ -55,7 +56,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.master, "master", "", "URL of the API server; overrides the kubeconfig's.")
 	fs.StringVar(&o.manifests, "manifests", "", "Directory of .yaml, .yml and .json files with Services, EndpointSlices, ServiceCIDRs and a Node, to use instead of an API server.")
 	fs.StringVar(&o.hostname, "hostname-override", "", "Name of this node; empty means the host name.")
-	fs.StringVar(&o.mode, "proxy-mode", "iptables", "How to program the kernel: iptables.")
+	fs.StringVar(&o.mode, "proxy-mode", "iptables", "How to program the kernel: iptables or ipvs; or several with commas between, of which the first is used that this node can.")
 	fs.StringVar(&o.mode, "mode", "iptables", "Same as --proxy-mode.")
 	fs.StringVar(&o.variant, "iptables-variant", "auto", "Which iptables to use: nft, legacy, or auto, which finds out what this host uses.")
 	fs.StringVar(&o.clusterCIDR, "cluster-cidr", "", "CIDRs of the pods' addresses, of either family, with commas between. Traffic to a cluster IP from elsewhere is masqueraded.")
@@ -77,6 +78,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.compact, "iptables-compact", false, "Write a third of the rules: Services without session affinity translate in KUBE-SVC-… and KUBE-SVL-…, and their endpoints have no KUBE-SEP-… chains. It needs ipset: the node's own endpoints are in the set KUBE-LOOP-BACK. Switching it on or off takes a restart, and interrupts no connection.")
 	fs.IntVar(&o.masqueradeBit, "iptables-masquerade-bit", 14, "Bit, 0 to 31, of the packet mark that asks for masquerading.")
 	conntrackFlags(fs, &o.conntrack)
+	o.ipvs.register(fs)
 }
 
 // logFlags returns klog's flags that are useful in a container.
@@ -100,6 +102,9 @@ type config struct {
 	nodePorts    proxier.NodePortAddresses
 	nodeIP       netip.Addr // invalid: that of the Node object
 	podInterface string
+	modes        []string // in the order of preference
+	excludeCIDRs []netip.Prefix
+	scheduler    model.Scheduler
 	nodePodCIDRs bool
 	policy       source.Policy
 }
@@ -114,7 +119,9 @@ func (o *options) config() (*config, error) {
 		}
 	}
 	var err error
-	check(checkMode(o.mode))
+	cfg.modes, err = parseModes(o.mode)
+	check(err)
+	check(cfg.setIPVS())
 	cfg.variant, err = parseVariant(o.variant)
 	check(err)
 	cfg.clusterCIDRs, err = parseCIDRs("--cluster-cidr", o.clusterCIDR)
@@ -133,14 +140,29 @@ func (o *options) config() (*config, error) {
 	return cfg, nil
 }
 
-func checkMode(mode string) error {
-	switch mode {
-	case "iptables", "":
-		return nil
-	case "ipvs", "nftables":
-		return fmt.Errorf("--proxy-mode %s is not available in this version; use --proxy-mode iptables", mode)
+// The modes.
+const (
+	iptablesName = "iptables"
+	ipvsName     = "ipvs"
+)
+
+// parseModes reads the modes in the order of preference.
+func parseModes(list string) ([]string, error) {
+	if list == "" {
+		return []string{iptablesName}, nil
 	}
-	return fmt.Errorf("--proxy-mode %q is unknown; use --proxy-mode iptables", mode)
+	var out []string
+	for mode := range strings.SplitSeq(list, ",") {
+		switch mode = strings.TrimSpace(mode); mode {
+		case iptablesName, ipvsName:
+			out = append(out, mode)
+		case "nftables":
+			return nil, fmt.Errorf("--proxy-mode %s is not available in this version; use iptables or ipvs", mode)
+		default:
+			return nil, fmt.Errorf("--proxy-mode %q is unknown; use iptables or ipvs", mode)
+		}
+	}
+	return out, nil
 }
 
 func parseVariant(s string) (ruleset.Variant, error) {
@@ -264,7 +286,7 @@ func (o *options) checkNumbers() error {
 	case o.minSyncPeriod > o.syncPeriod:
 		return fmt.Errorf("--iptables-min-sync-period %s must not be above --iptables-sync-period %s", o.minSyncPeriod, o.syncPeriod)
 	}
-	return nil
+	return o.ipvs.check()
 }
 
 // setAddresses takes over the node's own address, and fills in the defaults of

@@ -10,7 +10,6 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"fairlead/iptables"
 	"fairlead/nat/conntrack"
 	"fairlead/nat/nft"
 	"fairlead/nat/sysctl"
@@ -22,14 +21,14 @@ import (
 // flows cuts the UDP flows of one family that the rules have left behind.
 type flows struct {
 	// mode is nil once its adopted frontends have been taken over.
-	mode       *iptables.Mode
+	mode       adoptingMode
 	table      *conntrack.Table
 	reconciler *conntrack.Reconciler
 }
 
 var _ proxier.Follower = (*flows)(nil)
 
-func newFlows(f model.Family, mode *iptables.Mode, metrics *conntrack.Metrics) *flows {
+func newFlows(f model.Family, mode adoptingMode, metrics *conntrack.Metrics) *flows {
 	return &flows{
 		mode:       mode,
 		table:      conntrack.NewTable(),

@@ -118,10 +118,10 @@ func (n *nodeKernel) invalidCounter(ctx context.Context, f model.Family) string 
 }
 
 // engine returns the one writer of a family's rules.
-func (n *nodeKernel) engine(cmds ruleset.Commands, rules iptables.RenderConfig) *ruleset.Engine {
+func (n *nodeKernel) engine(cmds ruleset.Commands, mode ruleset.Contribution) *ruleset.Engine {
 	return ruleset.NewEngine(ruleset.Config{
 		Exec: ruleset.SystemExec{}, Commands: cmds, Variant: n.variant,
-		Contributions: []ruleset.Contribution{nat.Contribution(), iptables.Contribution(rules)},
+		Contributions: []ruleset.Contribution{nat.Contribution(), mode},
 	})
 }
 
@@ -131,11 +131,12 @@ type watcher interface {
 	Run(ctx context.Context) error
 }
 
-// watcher returns one for a family's rules, and has engine listen to it. Where
-// the kernel does not tell, all rules are read once in a while.
-func (n *nodeKernel) watcher(ctx context.Context, f model.Family, engine *ruleset.Engine) watcher {
+// watcher returns one for a family's rules, those of more tables among them than all
+// modes use, and has engine listen to it. Where the kernel does not tell, all rules
+// are read once in a while.
+func (n *nodeKernel) watcher(ctx context.Context, f model.Family, engine *ruleset.Engine, more ...ruleset.Table) watcher {
 	cfg := watch.Config{
-		IPv6: f == model.IPv6, Tables: []ruleset.Table{ruleset.Filter, ruleset.NAT}, Owns: engine.Owns,
+		IPv6: f == model.IPv6, Tables: append([]ruleset.Table{ruleset.Filter, ruleset.NAT}, more...), Owns: engine.Owns,
 	}
 	var w watcher
 	var err error

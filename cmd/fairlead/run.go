@@ -13,8 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
-	"fairlead/iptables"
-	"fairlead/nat"
+	"fairlead/ipvs/device"
 	"fairlead/nat/conntrack"
 	"fairlead/nat/nfacct"
 	"fairlead/nat/nodeaddr"
@@ -41,30 +40,34 @@ func run(ctx context.Context, cfg *config) error {
 	if err != nil {
 		return err
 	}
+	settings := sysctl.New("")
+	mode, err := newBackend(ctx, cfg, node, settings, reg)
+	if err != nil {
+		return err
+	}
+	minSyncPeriod, syncPeriod := mode.periods()
 	klog.FromContext(ctx).Info("Starting", "version", buildVersion(), "node", cfg.nodeName,
-		"proxyMode", "iptables", "iptablesVariant", node.variant, "families", fmt.Sprint(node.families))
+		"proxyMode", mode.name(), "iptablesVariant", node.variant, "families", fmt.Sprint(node.families))
 
-	state, err := health.New(health.Config{Timeout: 2 * cfg.syncPeriod, Registerer: reg})
+	state, err := health.New(health.Config{Timeout: 2 * syncPeriod, Registerer: reg})
 	if err != nil {
 		return err
 	}
 	metrics := proxier.NewMetrics(reg, node.families)
 	tracker := proxier.NewTracker(proxier.TrackerConfig{Families: node.families, Health: state, Metrics: metrics})
-	modeMetrics := iptables.NewMetrics(reg, node.families)
 	nfacct.RegisterInvalidDropped(reg)
 
-	addrs, err := nodeaddr.List() // before the first sync, which needs them
+	addrs, err := nodeaddr.List(device.Name) // before the first sync, which needs them
 	if err != nil {
 		return err
 	}
 	setAddrs := func(a []netip.Addr) { tracker.Update(model.Changes{NodeAddrs: &model.NodeAddrs{Addrs: a}}) }
 	setAddrs(addrs)
 
-	settings := sysctl.New("")
 	prepareKernel(ctx, settings, cfg.conntrack, node.families)
 
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return nodeaddr.Watch(ctx, setAddrs) })
+	g.Go(func() error { return nodeaddr.Watch(ctx, device.Name, setAddrs) })
 	g.Go(func() error { return src.Run(ctx, tracker) })
 	warner, _ := src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
 	flowMetrics := conntrack.NewMetrics(reg, node.families)
@@ -72,17 +75,20 @@ func run(ctx context.Context, cfg *config) error {
 	for _, f := range node.families {
 		checks := newHealthChecks(f, state, warner)
 		g.Go(func() error { return checks.ports.Run(ctx) })
-		mode, watcher := newMode(ctx, cfg, node, settings, f, modeMetrics)
-		followers := []proxier.Follower{&leftovers{family: f}, newFlows(f, mode, flowMetrics), checks, small.follower()}
+		own, err := mode.family(ctx, f)
+		if err != nil {
+			return err
+		}
+		followers := append(own.followers, &leftovers{family: f}, newFlows(f, own.mode, flowMetrics), checks, small.follower())
 		if f == model.IPv4 && cfg.localhostNodePorts {
 			followers = append(followers, &localnet{settings: settings})
 		}
 		loop := proxier.NewLoop(proxier.LoopConfig{
-			Family: f, Mode: mode, Followers: followers, Tracker: tracker,
+			Family: f, Mode: own.mode, Followers: followers, Tracker: tracker,
 			Health: state, Metrics: metrics, Warner: warner, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts, NodeIP: cfg.nodeIP,
-			MinSyncPeriod: cfg.minSyncPeriod, SyncPeriod: cfg.syncPeriod, Foreign: watcher.Wake(),
+			MinSyncPeriod: minSyncPeriod, SyncPeriod: syncPeriod, Foreign: own.watcher.Wake(),
 		})
-		g.Go(func() error { return watcher.Run(ctx) })
+		g.Go(func() error { return own.watcher.Run(ctx) })
 		g.Go(func() error { return loop.Run(ctx) })
 	}
 	serve := func(name, addr, flag string, h http.Handler) {
@@ -94,7 +100,7 @@ func run(ctx context.Context, cfg *config) error {
 	}
 	serve("healthz", cfg.healthzAddress, "--healthz-bind-address", state.Handler())
 	serve("metrics", cfg.metricsAddress, "--metrics-bind-address", health.MetricsHandler(ctx, health.MetricsConfig{
-		Gatherer: reg, ProxyMode: "iptables", Profiling: cfg.profiling,
+		Gatherer: reg, ProxyMode: mode.name(), Profiling: cfg.profiling,
 	}))
 	err = g.Wait()
 	klog.FromContext(ctx).Info("Stopped, the rules stay in place")
@@ -119,32 +125,4 @@ func newSource(cfg *config, reg prometheus.Registerer) (source.Source, error) {
 	return apiserver.New(apiserver.Config{
 		Client: client, NodeName: cfg.nodeName, Policy: cfg.policy, Metrics: source.NewMetrics(reg),
 	})
-}
-
-// newMode returns the mode for one family, and what watches over its rules.
-func newMode(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings, f model.Family, metrics *iptables.Metrics) (*iptables.Mode, watcher) {
-	rules := iptables.RenderConfig{
-		Family:             f,
-		PodCIDRs:           cfg.clusterCIDRs[f],
-		PodInterface:       cfg.podInterface,
-		NodePodCIDRs:       cfg.nodePodCIDRs,
-		MasqueradeAll:      cfg.masqueradeAll,
-		MasqueradeBit:      cfg.masqueradeBit,
-		LocalhostNodePorts: cfg.localhostNodePorts,
-	}
-	adaptTo(ctx, settings, &rules)
-	if !rules.KeepInvalid {
-		rules.InvalidCounter = node.invalidCounter(ctx, f)
-	}
-	loops := node.loops(f)
-	rules.Compact = cfg.compact && node.canCompact(ctx, loops, rules)
-	engine := node.engine(node.commands[f], rules)
-	loopBack := ""
-	if rules.Compact {
-		loopBack = loops.Name()
-	}
-	engine.Stage(nat.Chains(cfg.masqueradeBit, loopBack))
-	w := node.watcher(ctx, f, engine)
-	engine.ReadAhead(ctx)
-	return iptables.New(rules, engine, node.sets[f], loops, metrics), w
 }

@@ -21,10 +21,11 @@ const retry = time.Second
 
 // Watch calls deliver with the node's addresses, sorted, at once and whenever
 // they have changed, until ctx is done, and then returns nil. Link-local IPv6
-// addresses are left out: they mean nothing without an interface.
-func Watch(ctx context.Context, deliver func([]netip.Addr)) error {
+// addresses are left out: they mean nothing without an interface. So are those of
+// the interface of a name, if there is one.
+func Watch(ctx context.Context, except string, deliver func([]netip.Addr)) error {
 	for {
-		err := follow(ctx, deliver)
+		err := follow(ctx, except, deliver)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -38,7 +39,7 @@ func Watch(ctx context.Context, deliver func([]netip.Addr)) error {
 }
 
 // follow subscribes to changes before it lists, so that none is missed.
-func follow(ctx context.Context, deliver func([]netip.Addr)) error {
+func follow(ctx context.Context, except string, deliver func([]netip.Addr)) error {
 	done := make(chan struct{})
 	defer close(done)
 	events := make(chan netlink.AddrUpdate, 64)
@@ -56,20 +57,27 @@ func follow(ctx context.Context, deliver func([]netip.Addr)) error {
 	}
 	// The subscription ends by itself only after it has nobody to tell.
 	defer func() { go drain(events) }()
+	skip := 0 // the index of the interface to leave out, which may have thousands
 	for {
-		addrs, err := List()
+		addrs, err := List(except)
 		if err != nil {
 			return err
 		}
 		deliver(addrs)
-		select {
-		case <-ctx.Done():
-			return nil
-		case err := <-failed:
-			return fmt.Errorf("follow addresses: %w", err)
-		case _, ok := <-events:
-			if !ok {
-				return errors.New("follow addresses: subscription ended")
+		for changed := false; !changed; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case err := <-failed:
+				return fmt.Errorf("follow addresses: %w", err)
+			case e, ok := <-events:
+				if !ok {
+					return errors.New("follow addresses: subscription ended")
+				}
+				if e.LinkIndex != skip {
+					skip, err = indexOf(except)
+					changed = err != nil || e.LinkIndex != skip
+				}
 			}
 		}
 		for len(events) > 0 { // the list to come has them all
@@ -78,13 +86,32 @@ func follow(ctx context.Context, deliver func([]netip.Addr)) error {
 	}
 }
 
+// indexOf returns the index of an interface, 0 where there is none.
+func indexOf(name string) (int, error) {
+	if name == "" {
+		return 0, nil
+	}
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look for interface %s: %w", name, err)
+	}
+	return link.Attrs().Index, nil
+}
+
 func drain(events <-chan netlink.AddrUpdate) {
 	for range events {
 	}
 }
 
 // List returns the addresses that the interfaces have now, as Watch does.
-func List() ([]netip.Addr, error) {
+func List(except string) ([]netip.Addr, error) {
+	index, err := indexOf(except)
+	if err != nil {
+		return nil, err
+	}
 	found, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list addresses: %w", err)
@@ -92,7 +119,7 @@ func List() ([]netip.Addr, error) {
 	var out []netip.Addr
 	for _, a := range found {
 		ip, ok := netip.AddrFromSlice(a.IP)
-		if ip = ip.Unmap(); ok && !(ip.Is6() && ip.IsLinkLocalUnicast()) {
+		if ip = ip.Unmap(); ok && !(ip.Is6() && ip.IsLinkLocalUnicast()) && (index == 0 || a.LinkIndex != index) {
 			out = append(out, ip)
 		}
 	}

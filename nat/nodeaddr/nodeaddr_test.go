@@ -30,7 +30,7 @@ func TestKernelWatch(t *testing.T) {
 	watching, stop := context.WithCancel(ctx)
 	ended := make(chan error)
 	go func() {
-		ended <- node.Do(func() error { return Watch(watching, func(a []netip.Addr) { seen <- a }) })
+		ended <- node.Do(func() error { return Watch(watching, "cni0", func(a []netip.Addr) { seen <- a }) })
 	}()
 	extra := netip.MustParsePrefix("198.51.100.7/32")
 	await := func(what string, want bool) {
@@ -55,6 +55,22 @@ func TestKernelWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	await("removed", false)
+	// Those of the interface to leave out are neither listed nor awaited.
+	if err := node.AddAddr("cni0", extra); err != nil {
+		t.Fatal(err)
+	}
+	other := netip.MustParsePrefix("198.51.100.8/32")
+	if err := node.AddAddr("eth0", other); err != nil {
+		t.Fatal(err)
+	}
+	for addrs := range seen {
+		if slices.Contains(addrs, extra.Addr()) || slices.ContainsFunc(addrs, netip.MustParsePrefix("10.244.0.0/16").Contains) {
+			t.Fatalf("got %v, with addresses of the interface to leave out", addrs)
+		}
+		if slices.Contains(addrs, other.Addr()) {
+			break
+		}
+	}
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)

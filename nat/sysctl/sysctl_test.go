@@ -348,3 +348,42 @@ func TestLog(t *testing.T) {
 		}
 	}
 }
+
+// TestIPVS: which settings are made what, by the release of the kernel.
+func TestIPVS(t *testing.T) {
+	const (
+		conntrack, nodest = "net.ipv4.vs.conntrack", "net.ipv4.vs.expire_nodest_conn"
+		quiescent, reuse  = "net.ipv4.vs.expire_quiescent_template", "net.ipv4.vs.conn_reuse_mode"
+		ignore, announce  = "net.ipv4.conf.all.arp_ignore", "net.ipv4.conf.all.arp_announce"
+	)
+	for _, tt := range []struct {
+		release, reuse string
+		strictARP      bool
+	}{
+		{"4.0.9", "1", false}, {"4.1.0", "0", false}, {"5.8.18-generic", "0", false}, {"5.9.0", "1", false},
+		{"6.18.1", "1", true}, {"4.19.304", "0", true}, {"unknown", "1", false},
+	} {
+		t.Run(tt.release, func(t *testing.T) {
+			h := newHost(t, files{
+				conntrack: "0", nodest: "0", quiescent: "0", reuse: "1", ignore: "0", announce: "0", "kernel.osrelease": tt.release,
+			})
+			if problems := h.IPVS(t.Context(), tt.strictARP); len(problems) > 0 {
+				t.Errorf("got problems %v", problems)
+			}
+			want := files{
+				conntrack: "1", nodest: "1", quiescent: "1", reuse: tt.reuse, ignore: "0", announce: "0", "kernel.osrelease": tt.release,
+			}
+			if tt.strictARP {
+				want[ignore], want[announce] = "1", "2"
+			}
+			if diff := cmp.Diff(want, h.has); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+	t.Run("without the module", func(t *testing.T) {
+		if got := newHost(t, files{"kernel.osrelease": "6.18"}).IPVS(t.Context(), false); len(got) != 3 {
+			t.Errorf("got %d problems, want 3", len(got))
+		}
+	})
+}

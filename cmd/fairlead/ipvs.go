@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"fairlead/iptables"
+	"fairlead/iptables/ruleset"
+	"fairlead/ipvs"
+	"fairlead/ipvs/device"
+	"fairlead/ipvs/servers"
+	"fairlead/nat"
+	"fairlead/nat/ipset"
+	"fairlead/nat/sysctl"
+	"fairlead/proxier"
+	"fairlead/proxier/model"
+)
+
+// ipvsBackend is IPVS mode.
+type ipvsBackend struct {
+	cfg      *config
+	node     *nodeKernel
+	settings *sysctl.Settings
+	servers  map[model.Family]*servers.Kernel
+	// schedulers are those that the kernel has.
+	schedulers []string
+}
+
+// newIPVSBackend finds out whether this node can have IPVS mode.
+func newIPVSBackend(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings) (*ipvsBackend, error) {
+	b := &ipvsBackend{cfg: cfg, node: node, settings: settings, servers: map[model.Family]*servers.Kernel{}}
+	for _, f := range node.families {
+		k, err := servers.New(f == model.IPv6)
+		if err != nil {
+			return nil, err
+		}
+		b.servers[f] = k
+		if node.sets[f] == nil {
+			return nil, fmt.Errorf("rules cannot use sets here: IPVS mode needs the kernel module ip_set, and the ones for sets of its types")
+		}
+	}
+	var err error
+	if b.schedulers, err = b.servers[node.families[0]].Schedulers(servers.AllSchedulers()...); err != nil {
+		return nil, err
+	}
+	if !slices.Contains(b.schedulers, cfg.scheduler.Name) {
+		return nil, fmt.Errorf("--ipvs-scheduler %s: the kernel does not have it; it has %s", cfg.scheduler.Name, strings.Join(b.schedulers, ", "))
+	}
+	sysctl.Warn(ctx, settings.IPVS(ctx, cfg.ipvs.strictARP))
+	return b, b.servers[node.families[0]].SetTimeouts(cfg.ipvs.timeouts)
+}
+
+func (b *ipvsBackend) name() string { return ipvsName }
+
+func (b *ipvsBackend) periods() (time.Duration, time.Duration) {
+	return b.cfg.ipvs.minSyncPeriod, b.cfg.ipvs.syncPeriod
+}
+
+func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error) {
+	cfg, node, ipv6 := b.cfg, b.node, f == model.IPv6
+	rules := ipvs.Config{
+		Family:             f,
+		PodCIDRs:           cfg.clusterCIDRs[f],
+		PodInterface:       cfg.podInterface,
+		NodePodCIDRs:       cfg.nodePodCIDRs,
+		MasqueradeAll:      cfg.masqueradeAll,
+		MasqueradeBit:      cfg.masqueradeBit,
+		KeepInvalid:        b.settings.BeLiberal(),
+		LocalhostNodePorts: cfg.localhostNodePorts,
+		Scheduler:          cfg.scheduler,
+		Schedulers:         b.schedulers,
+		ExcludeCIDRs:       cfg.excludeCIDRs,
+		GracePeriod:        cfg.ipvs.gracePeriod,
+	}
+	_, problems := b.settings.BridgeNetfilter(ctx, f)
+	sysctl.Warn(ctx, problems)
+	if !rules.KeepInvalid {
+		rules.InvalidCounter = node.invalidCounter(ctx, f)
+	}
+	dev, err := device.New(device.Name, ipv6)
+	if err != nil {
+		return served{}, err
+	}
+	engine := node.engine(node.commands[f], ipvs.Contribution(rules))
+	engine.Stage(nat.IPVSChains(cfg.masqueradeBit, nat.LoopBack(ipv6)))
+	w := node.watcher(ctx, f, engine, ruleset.Mangle)
+	mode := ipvs.New(rules, ipvs.Kernel{
+		Servers: b.servers[f], Device: dev, Rules: engine, Now: time.Now, Set: ipvsSets(f),
+	})
+	return served{mode: mode, watcher: w, followers: []proxier.Follower{&clientSets{family: f}}}, nil
+}
+
+// ipvsSets opens the sets of a family.
+func ipvsSets(f model.Family) func(string, ipset.Type) ipvs.Set {
+	return func(name string, typ ipset.Type) ipvs.Set { return ipset.NewSet(name, typ, f == model.IPv6) }
+}
+
+// clientSets removes the sets of clients that iptables mode has left in one family.
+type clientSets struct {
+	family model.Family
+	done   bool
+}
+
+var _ proxier.Follower = (*clientSets)(nil)
+
+// Follow implements proxier.Follower.
+func (c *clientSets) Follow(ctx context.Context, d proxier.Desired) error {
+	if c.done || !d.Prune {
+		return nil
+	}
+	c.done = true
+	return iptables.CleanSets(ctx, ipset.New(c.family == model.IPv6), nil)
+}
+
+// ipvsLeftovers removes what IPVS mode has left in one family, ours or kube-proxy's,
+// once another mode serves.
+type ipvsLeftovers struct {
+	family model.Family
+	// device counts the families of which there may be something on the device.
+	device    *atomic.Int32
+	exclude   []netip.Prefix
+	keepLoops bool
+	done      bool
+}
+
+var _ proxier.Follower = (*ipvsLeftovers)(nil)
+
+// Follow implements proxier.Follower.
+func (l *ipvsLeftovers) Follow(ctx context.Context, d proxier.Desired) error {
+	if l.done || !d.Prune {
+		return nil
+	}
+	removed, err := removeIPVS(l.family, l.exclude, l.keepLoops)
+	if removed > 0 {
+		klog.FromContext(ctx).Info("Removed what IPVS mode had left", "ipFamily", l.family, "objects", removed)
+	}
+	if l.done = err == nil; l.done && l.device.Add(-1) == 0 {
+		err = removeDevice()
+	}
+	return err
+}
+
+// removeIPVS removes virtual servers, addresses and sets of IPVS mode from a family.
+// Where IPVS is not loaded, there are no virtual servers.
+func removeIPVS(f model.Family, exclude []netip.Prefix, keepLoops bool) (int, error) {
+	k := ipvs.Remains{Sets: ipvsSets(f), ExcludeCIDRs: exclude, KeepLoops: keepLoops}
+	if _, err := os.Stat("/proc/net/ip_vs"); err == nil {
+		s, err := servers.New(f == model.IPv6)
+		if err != nil && !errors.Is(err, servers.ErrNotSupported) {
+			return 0, err
+		}
+		if err == nil {
+			defer s.Close()
+			k.Servers = s
+		}
+	}
+	dev, err := device.New(device.Name, f == model.IPv6)
+	if err != nil {
+		return 0, err
+	}
+	defer dev.Close()
+	k.Device = dev
+	return ipvs.Remove(f, k)
+}
+
+// removeDevice removes the device, which both families have had.
+func removeDevice() error {
+	dev, err := device.New(device.Name, false)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	return dev.Destroy()
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/klog/v2"
+
+	"fairlead/iptables"
+	"fairlead/nat"
+	"fairlead/nat/sysctl"
+	"fairlead/proxier"
+	"fairlead/proxier/model"
+)
+
+// backend is a way to program the kernel: what a mode brings beside what all have.
+type backend interface {
+	name() string
+	// periods are the least time between two syncs, and the time between two checks.
+	periods() (minSync, sync time.Duration)
+	// family returns what serves one family. It is called once for each.
+	family(ctx context.Context, f model.Family) (served, error)
+}
+
+// served is what serves one family.
+type served struct {
+	mode    adoptingMode
+	watcher watcher
+	// followers are those of this mode alone.
+	followers []proxier.Follower
+}
+
+// adoptingMode is a mode that tells what it has found.
+type adoptingMode interface {
+	proxier.Mode
+	// AdoptedUDP returns where clients could send UDP to before the first Sync.
+	AdoptedUDP() []netip.AddrPort
+}
+
+// newBackend returns the first of the modes that this node can.
+func newBackend(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings, reg prometheus.Registerer) (backend, error) {
+	var last error
+	for _, name := range cfg.modes {
+		if name == iptablesName {
+			b := &iptablesBackend{cfg: cfg, node: node, settings: settings, metrics: iptables.NewMetrics(reg, node.families)}
+			b.device.Store(int32(len(node.families)))
+			return b, nil
+		}
+		b, err := newIPVSBackend(ctx, cfg, node, settings)
+		if err == nil {
+			return b, nil
+		}
+		if len(cfg.modes) == 1 {
+			return nil, fmt.Errorf("--proxy-mode %s: %w", name, err)
+		}
+		klog.FromContext(ctx).Info("This node cannot have a mode that is preferred", "proxyMode", name, "reason", err.Error())
+		last = fmt.Errorf("--proxy-mode %s: none of these is possible here; %s: %w", cfg.mode, name, err)
+	}
+	return nil, last
+}
+
+// iptablesBackend is iptables mode.
+type iptablesBackend struct {
+	cfg      *config
+	node     *nodeKernel
+	settings *sysctl.Settings
+	metrics  *iptables.Metrics
+	// device counts the families that may have left something on IPVS mode's.
+	device atomic.Int32
+}
+
+func (b *iptablesBackend) name() string { return iptablesName }
+
+func (b *iptablesBackend) periods() (time.Duration, time.Duration) {
+	return b.cfg.minSyncPeriod, b.cfg.syncPeriod
+}
+
+func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, error) {
+	cfg, node := b.cfg, b.node
+	rules := iptables.RenderConfig{
+		Family:             f,
+		PodCIDRs:           cfg.clusterCIDRs[f],
+		PodInterface:       cfg.podInterface,
+		NodePodCIDRs:       cfg.nodePodCIDRs,
+		MasqueradeAll:      cfg.masqueradeAll,
+		MasqueradeBit:      cfg.masqueradeBit,
+		LocalhostNodePorts: cfg.localhostNodePorts,
+	}
+	adaptTo(ctx, b.settings, &rules)
+	if !rules.KeepInvalid {
+		rules.InvalidCounter = node.invalidCounter(ctx, f)
+	}
+	loops := node.loops(f)
+	rules.Compact = cfg.compact && node.canCompact(ctx, loops, rules)
+	engine := node.engine(node.commands[f], iptables.Contribution(rules))
+	loopBack := ""
+	if rules.Compact {
+		loopBack = loops.Name()
+	}
+	engine.Stage(nat.Chains(cfg.masqueradeBit, loopBack))
+	w := node.watcher(ctx, f, engine)
+	engine.ReadAhead(ctx)
+	return served{
+		mode: iptables.New(rules, engine, node.sets[f], loops, b.metrics), watcher: w,
+		followers: []proxier.Follower{&ipvsLeftovers{family: f, device: &b.device, exclude: cfg.excludeCIDRs, keepLoops: rules.Compact}},
+	}, nil
+}
