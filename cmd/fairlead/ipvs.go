@@ -57,7 +57,7 @@ func newIPVSBackend(ctx context.Context, cfg *config, node *nodeKernel, settings
 	if !slices.Contains(b.schedulers, cfg.scheduler.Name) {
 		return nil, fmt.Errorf("--ipvs-scheduler %s: the kernel does not have it; it has %s", cfg.scheduler.Name, strings.Join(b.schedulers, ", "))
 	}
-	sysctl.Warn(ctx, settings.IPVS(ctx, cfg.ipvs.strictARP))
+	sysctl.Warn(ctx, settings.IPVS(ctx, sysctl.IPVSConfig{StrictARP: cfg.ipvs.strictARP, Families: node.families}))
 	return b, b.servers[node.families[0]].SetTimeouts(cfg.ipvs.timeouts)
 }
 
