@@ -18,7 +18,7 @@ func TestUDPDestination(t *testing.T) {
 	dns := portName("kube-system", "kube-dns", "dns", model.UDP)
 	web := portName("shop", "web", "http", model.TCP)
 	rendered := func(cfg RenderConfig, p *model.ServicePort, in int) ruleset.Rule {
-		shared := newRenderer(cfg).port(p, nil).shared
+		shared := newRenderer(cfg).port(p, nil, newScratch()).shared
 		return shared[slices.IndexFunc(shared, func(s idiom.Place) bool { return s.In == in })].Rules[0]
 	}
 	four := with(port(dns, "10.96.0.53", 53, "10.244.0.3:53"), nodePort)

@@ -95,7 +95,7 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 
 // stage renders what changed into the chains to hand to the engine.
 func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
-	staged := map[ruleset.ChainKey]*ruleset.Chain{}
+	staged := make(map[ruleset.ChainKey]*ruleset.Chain, chainsOf(d))
 	roots := map[ruleset.ChainKey]bool{} // to put together again
 	if !m.started {
 		maps.Copy(staged, m.render.fixedChains())
@@ -114,11 +114,7 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 		}
 	}
 	m.fillLoops(changed, d.Snapshot)
-	for name, is := range changed {
-		if is {
-			m.stagePort(name, d.Snapshot.Get(name), staged)
-		}
-	}
+	m.stagePorts(changed, d.Snapshot, staged)
 	m.portals.Stage(staged, roots, func(root ruleset.ChainKey) []ruleset.Rule {
 		if root == natServices {
 			return m.render.nodePortRules(m.node.NodePorts)
@@ -140,6 +136,17 @@ func (m *Mode) fillLoops(changed map[model.ServicePortName]bool, s *model.Snapsh
 		}
 	}
 	_ = m.loops.add(slices.Collect(maps.Keys(lacks)))
+}
+
+// chainsOf returns about how many chains the ports that have changed have.
+func chainsOf(d proxier.Desired) int {
+	n := 0
+	for _, name := range d.Changed {
+		if p := d.Snapshot.Get(name); p != nil {
+			n += 1 + len(p.Endpoints)
+		}
+	}
+	return n
 }
 
 // checkSets reads what sets there are, where that is not known or is to be
@@ -201,41 +208,6 @@ func endpointsOf(p *model.ServicePort) int {
 		return 0
 	}
 	return p.Known
-}
-
-// stagePort renders one port, nil where it is gone.
-func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, staged map[ruleset.ChainKey]*ruleset.Chain) {
-	old := m.ports[name]
-	var now portRules
-	var loops []ipset.Loop
-	delete(m.loops.refused, name)
-	if port != nil {
-		r := m.render
-		if r.compacts(port) {
-			loops, r.Compact = m.loops.ensure(port)
-		}
-		now = r.port(port, m.sets.ensure(port))
-	}
-	m.sets.leave(old.sets, now.sets)
-	m.loops.replace(old.loops, loops)
-	for i, chain := range now.names {
-		staged[ruleset.ChainKey{Table: ruleset.NAT, Name: chain}] = &now.chains[i]
-	}
-	for _, chain := range old.chains {
-		if key := (ruleset.ChainKey{Table: ruleset.NAT, Name: chain}); staged[key] == nil {
-			staged[key] = nil
-		}
-	}
-	m.portals.Replace(idiom.UnitOf(name), old.shared, now.shared)
-	if port == nil {
-		delete(m.ports, name)
-		delete(m.sets.refused, name)
-		return
-	}
-	m.ports[name] = portState{
-		chains: now.names, shared: now.shared, sets: now.sets, loops: loops,
-		endpoints: endpointsOf(port),
-	}
 }
 
 // report puts an engine's result in a mode's words.

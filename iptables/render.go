@@ -86,12 +86,12 @@ type portRenderer struct {
 
 // port renders one port of a Service. For session affinity, an endpoint whose
 // chain is among sets remembers its clients in the set of that name, any other
-// in a list of xt_recent, which has room for 100.
-func (r renderer) port(p *model.ServicePort, sets map[string]bool) portRules {
+// in a list of xt_recent, which has room for 100. Nothing of s is kept.
+func (r renderer) port(p *model.ServicePort, sets map[string]bool, s *scratch) portRules {
+	s.clear()
 	w := &portRenderer{
 		renderer: r, ServicePort: p, name: p.Name.String(), proto: p.Name.Protocol.Lower(),
-		sets: sets, patient: map[string]bool{},
-		portText: portText{index: make(map[string]int, 1+len(p.Endpoints))},
+		sets: sets, patient: map[string]bool{}, portText: portText{scratch: s},
 	}
 	w.internal()
 	w.external()
@@ -159,7 +159,7 @@ func (w *portRenderer) internal() {
 func (w *portRenderer) choice(chain string, eps []model.Endpoint) {
 	if w.AffinityTimeout > 0 {
 		for _, ep := range eps {
-			target := endpointChain(w.Name, ep.AddrPort)
+			target := w.endpointChain(ep.AddrPort)
 			w.add(chain, idiom.Spec{Comment: w.toEndpoint(ep), More: w.remembers(target)}.Jump(target))
 		}
 	}
@@ -192,7 +192,7 @@ func (w *portRenderer) oneOf(chain string, eps []model.Endpoint) {
 			s.Proto = w.proto
 			w.add(chain, s.Jump(translateTo(ep)))
 		} else {
-			w.add(chain, s.Jump(endpointChain(w.Name, ep.AddrPort)))
+			w.add(chain, s.Jump(w.endpointChain(ep.AddrPort)))
 		}
 	}
 }
@@ -251,7 +251,20 @@ func (w *portRenderer) remark(text string) string {
 }
 
 func (w *portRenderer) toEndpoint(ep model.Endpoint) string {
-	return w.remark(w.name + " -> " + ep.AddrPort.String())
+	if w.bare {
+		return ""
+	}
+	return w.name + " -> " + ep.AddrPort.String()
+}
+
+// endpointChain returns the name of an endpoint's chain.
+func (w *portRenderer) endpointChain(ep netip.AddrPort) string {
+	name, ok := w.chains[ep]
+	if !ok {
+		name = endpointChain(w.Name, ep)
+		w.chains[ep] = name
+	}
+	return name
 }
 
 // endpoint renders the chain that translates to an endpoint. An endpoint that
@@ -259,7 +272,7 @@ func (w *portRenderer) toEndpoint(ep model.Endpoint) string {
 // answer itself directly.
 func (w *portRenderer) endpoint(e model.Endpoint) {
 	ep := e.AddrPort
-	chain := endpointChain(w.Name, ep)
+	chain := w.endpointChain(ep)
 	if w.has(chain) {
 		return // it serves both policies
 	}

@@ -284,7 +284,7 @@ func TestGoldenFilesAreAllInUse(t *testing.T) {
 // input is left alone.
 func TestRenderIsPure(t *testing.T) {
 	for _, tt := range renderCases() {
-		r := newRenderer(tt.cfg)
+		r, s := newRenderer(tt.cfg), newScratch()
 		for i, p := range tt.ports {
 			before := *p
 			before.Endpoints = append([]model.Endpoint(nil), p.Endpoints...)
@@ -292,9 +292,9 @@ func TestRenderIsPure(t *testing.T) {
 			if tt.sets() {
 				sets = setsOf(p)
 			}
-			first := r.port(p, sets)
-			r.port(tt.ports[(i+1)%len(tt.ports)], nil)
-			if diff := cmp.Diff(first, r.port(p, sets), cmp.AllowUnexported(portRules{}, idiom.Place{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			first := r.port(p, sets, s)
+			r.port(tt.ports[(i+1)%len(tt.ports)], nil, s)
+			if diff := cmp.Diff(first, r.port(p, sets, s), cmp.AllowUnexported(portRules{}, idiom.Place{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 				t.Errorf("%s: %s rendered twice (-first +second):\n%s", tt.name, p.Name, diff)
 			}
 			if !p.Equal(&before) {
@@ -317,7 +317,7 @@ func setsOf(p *model.ServicePort) map[string]bool {
 func TestEndpointOrder(t *testing.T) {
 	name := portName("a", "b", "c", model.TCP)
 	eps := []string{"10.244.0.9:80", "10.244.0.1:80", "10.244.0.10:80", "10.244.0.2:80"}
-	rules := newRenderer(without(v4())).port(port(name, "10.96.0.1", 80, eps...), nil)
+	rules := newRenderer(without(v4())).port(port(name, "10.96.0.1", 80, eps...), nil, newScratch())
 	chain := rules.chains[slices.Index(rules.names, serviceChain(name))]
 	for i, ep := range eps {
 		if want := endpointChain(name, netip.MustParseAddrPort(ep)); chain.Rules[i].Target() != want {
@@ -354,7 +354,7 @@ func TestCommentsFit(t *testing.T) {
 	name := portName(strings.Repeat("n", 63), strings.Repeat("s", 63), strings.Repeat("p", 15), model.SCTP)
 	p := port(name, "fd00:1111:2222:3333:4444:5555:6666:7777", 65535, "[fd00:1111:2222:3333:4444:5555:6666:8888]:65535")
 	for _, p := range []*model.ServicePort{p, port(name, "fd00::1", 1)} {
-		rules := newRenderer(v6()).port(p, nil)
+		rules := newRenderer(v6()).port(p, nil, newScratch())
 		var all []ruleset.Rule
 		for _, shared := range rules.shared {
 			all = append(all, shared.Rules...)

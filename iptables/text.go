@@ -3,6 +3,8 @@
 package iptables
 
 import (
+	"net/netip"
+
 	"fairlead/iptables/dispatch"
 	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
@@ -24,11 +26,29 @@ type portRules struct {
 // the end, as there are many rules and they come and go together. Shared rules,
 // which may stay when these go, are strings of their own.
 type portText struct {
-	buf    []byte
+	*scratch
 	names  []string
-	index  map[string]int // of names
 	shared []idiom.Place
+}
+
+// scratch is memory for the work on one port after another. Of what is rendered
+// nothing is in it.
+type scratch struct {
+	buf    []byte
+	index  map[string]int // of portText.names
 	rules  []rulePlace
+	chains map[netip.AddrPort]string // of endpoints
+}
+
+func newScratch() *scratch {
+	return &scratch{index: map[string]int{}, chains: map[netip.AddrPort]string{}}
+}
+
+// clear makes s ready for the next port.
+func (s *scratch) clear() {
+	s.buf, s.rules = s.buf[:0], s.rules[:0]
+	clear(s.index)
+	clear(s.chains)
 }
 
 // rulePlace is a rule of a chain, an index of names, in the text.

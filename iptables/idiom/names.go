@@ -96,7 +96,9 @@ func Relics() []ruleset.ChainKey {
 // HashName returns a chain name: the prefix and 16 characters of the hash.
 func HashName(prefix, input string) string {
 	sum := sha256.Sum256([]byte(input))
-	return prefix + base32.StdEncoding.EncodeToString(sum[:])[:16]
+	var text [16]byte
+	base32.StdEncoding.Encode(text[:], sum[:10])
+	return prefix + string(text[:])
 }
 
 // PortChain returns the name of a chain of one port.

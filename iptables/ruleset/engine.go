@@ -5,6 +5,7 @@ package ruleset
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -33,6 +34,9 @@ type Engine struct {
 	owners owners
 	jumps  []Jump
 	guests []Guest
+	// overlaps is set where a restore command may be started while another one
+	// runs: the legacy command has a lock from the start.
+	overlaps bool
 	// watcher is nil where nothing tells what others change.
 	watcher Watcher
 	// ahead is nil once it is used.
@@ -64,7 +68,7 @@ type Engine struct {
 // NewEngine returns an Engine. It runs no command.
 func NewEngine(cfg Config) *Engine {
 	e := &Engine{
-		exec: cfg.Exec, cmds: cfg.Commands, variant: cfg.Variant, limits: limitsOf(cfg.Variant), trims: cfg.Variant == NFT,
+		exec: cfg.Exec, cmds: cfg.Commands, variant: cfg.Variant, limits: limitsOf(cfg.Variant), trims: cfg.Variant == NFT, overlaps: cfg.Variant == NFT,
 		owners:  newOwners(cfg.Contributions),
 		entry:   map[ChainKey][]Rule{},
 		former:  map[ChainKey][]Rule{},
@@ -95,6 +99,9 @@ func NewEngine(cfg Config) *Engine {
 func (e *Engine) Stage(chains map[ChainKey]*Chain) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if len(chains) > 2*len(e.desired) { // so that they need not grow step by step
+		e.desired, e.dirty = grown(e.desired, len(chains)), grown(e.dirty, len(chains))
+	}
 	for k, c := range chains {
 		if !e.owners.owns(k) {
 			panic(fmt.Sprintf("ruleset: chain %s is staged but not owned", k))
@@ -114,6 +121,13 @@ func (e *Engine) Stage(chains map[ChainKey]*Chain) {
 		e.tryAgain(c.Unit)
 		e.refused.keepRules(k, c.Rules)
 	}
+}
+
+// grown returns m with room for n more.
+func grown[K comparable, V any](m map[K]V, n int) map[K]V {
+	out := make(map[K]V, len(m)+n)
+	maps.Copy(out, m)
+	return out
 }
 
 // Rules returns how many rules are wanted in a table, jumps included.
@@ -267,10 +281,8 @@ func (e *Engine) reader() *reader {
 // has.
 func (e *Engine) commit(ctx context.Context, p *plan, res *Result) error {
 	if !p.empty() {
-		for _, t := range p.transactions(&e.kernel, e.limits) {
-			if err := e.run(ctx, t, res); err != nil {
-				return err
-			}
+		if err := e.runAll(ctx, p.transactions(&e.kernel, e.limits), res); err != nil {
+			return err
 		}
 	}
 	e.dirty, e.unsettled = map[ChainKey]bool{}, p.unsettled
@@ -283,45 +295,33 @@ func (e *Engine) commit(ctx context.Context, p *plan, res *Result) error {
 	return nil
 }
 
-// run commits one transaction.
-func (e *Engine) run(ctx context.Context, t transaction, res *Result) error {
-	if t.empty() {
-		return nil
-	}
-	if log := klog.FromContext(ctx).V(6); log.Enabled() {
-		log.Info("Restoring rules", "input", t.text())
-	}
-	if err := e.restore(ctx, t); err != nil {
-		e.loaded = false
-		res.Failures++
-		return fmt.Errorf("restore rules: %w", err)
-	}
-	e.alive = true
-	e.kernel.record(t)
-	for i := range t {
-		for _, w := range t[i].write {
-			res.Written[t[i].table] += len(w.chain.Rules)
+// runAll commits transactions, one after the other. Where that is possible, the
+// command of the next reads its input while one commits: of what 10,000 Services
+// take with the nft variant, reading is as much as committing.
+func (e *Engine) runAll(ctx context.Context, all []transaction, res *Result) error {
+	all = slices.DeleteFunc(all, transaction.empty)
+	var next *restore
+	for i, t := range all {
+		r := next
+		if next = nil; r == nil {
+			r = e.prepare(ctx, t)
 		}
-		res.Written[t[i].table] += len(t[i].insert)
+		if e.overlaps && i+1 < len(all) {
+			next = e.prepare(ctx, all[i+1])
+		}
+		if err := e.finish(r, res); err != nil {
+			if next != nil {
+				next.abandon()
+			}
+			return err
+		}
 	}
 	return nil
 }
 
-// restore runs the command for a transaction, and tells the watcher what it did.
-func (e *Engine) restore(ctx context.Context, t transaction) error {
-	input := t.stream()
-	defer input.Close()
-	if e.watcher == nil {
-		return e.cmds.restore(ctx, e.exec, input, nil)
-	}
-	done := Committed{}
-	e.watcher.Begin()
-	err := e.cmds.restore(ctx, e.exec, input, func(pid int) { done.PID = pid })
-	if done.OK = err == nil; done.OK {
-		done.Sections, done.Growth = e.kernel.effect(t)
-	}
-	e.watcher.End(done)
-	return err
+// run commits one transaction.
+func (e *Engine) run(ctx context.Context, t transaction, res *Result) error {
+	return e.runAll(ctx, []transaction{t}, res)
 }
 
 // drift returns the chains in which two states of the kernel differ.

@@ -27,7 +27,8 @@ type Command struct {
 	Started func(pid int)
 }
 
-// Exec runs commands: the whole of the engine's contact with the system.
+// Exec runs commands: the whole of the engine's contact with the system. It is
+// safe for concurrent use.
 type Exec interface {
 	// Run returns an error that wraps exec.ErrNotFound where there is no such
 	// command, and a *CommandError where it ran and failed.

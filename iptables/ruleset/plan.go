@@ -39,7 +39,7 @@ func (p *plan) empty() bool {
 // plan compares the chains in dirty, and all jumps.
 func (e *Engine) plan(o Options) *plan {
 	prune := o.Prune
-	p := &plan{write: map[ChainKey]*Chain{}, trim: map[ChainKey]trim{}, unsettled: map[ChainKey]bool{}}
+	p := &plan{write: make(map[ChainKey]*Chain, len(e.dirty)), trim: map[ChainKey]trim{}, unsettled: map[ChainKey]bool{}}
 	for k := range e.dirty {
 		want, ok := e.wanted(k)
 		have, exists := e.kernel.chains[k]

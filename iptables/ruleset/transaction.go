@@ -4,6 +4,7 @@ package ruleset
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -73,17 +74,37 @@ func (t transaction) text() string {
 }
 
 // stream returns the text as it is read: at 10,000 Services it has 40 MB. The
+// first COMMIT comes when gate returns, and nothing where that is an error. The
 // reader must be closed.
-func (t transaction) stream() io.ReadCloser {
+func (t transaction) stream(gate func() error) io.ReadCloser {
 	r, w := io.Pipe()
 	go func() {
-		b := bufio.NewWriterSize(w, 64<<10)
+		b := gated{Writer: bufio.NewWriterSize(w, 64<<10), gate: gate}
 		for i := range t {
-			t[i].writeTo(b)
+			t[i].writeTo(&b)
 		}
-		w.CloseWithError(b.Flush()) // nil is the end
+		w.CloseWithError(errors.Join(b.err, b.Flush())) // nil is the end
 	}()
 	return r
+}
+
+// gated is a writer that waits for its gate before the first COMMIT.
+type gated struct {
+	*bufio.Writer
+	gate func() error
+	err  error
+}
+
+// WriteString implements io.StringWriter.
+func (g *gated) WriteString(s string) (int, error) {
+	if s == commit && g.gate != nil && g.err == nil {
+		g.err = errors.Join(g.Flush(), g.gate()) // what there is is to be read meanwhile
+		g.gate = nil
+	}
+	if g.err != nil {
+		return 0, g.err
+	}
+	return g.Writer.WriteString(s)
 }
 
 // writeTo writes the section in the restore format. Chains are declared sorted,
@@ -102,8 +123,10 @@ func (s *section) writeTo(w io.StringWriter) {
 	for _, w := range s.write {
 		declare = append(declare, w.name)
 	}
-	declare = append(declare, s.drop...)
-	slices.Sort(declare)
+	if len(s.drop) > 0 {
+		declare = append(declare, s.drop...)
+		slices.Sort(declare)
+	}
 	for _, name := range declare {
 		b.put(":", name, " - [0:0]")
 	}
@@ -139,8 +162,10 @@ func (s *section) writeTo(w io.StringWriter) {
 	for _, name := range s.drop {
 		b.put("-X ", name)
 	}
-	b.put("COMMIT")
+	b.put(commit)
 }
+
+const commit = "COMMIT"
 
 // lines writes lines.
 type lines struct{ io.StringWriter }

@@ -84,6 +84,13 @@ func (t *table) clone() *table {
 
 // Run implements ruleset.Exec.
 func (k *Kernel) Run(ctx context.Context, c ruleset.Command) error {
+	var input []byte
+	if strings.HasSuffix(c.Name, "-restore") && c.Stdin != nil {
+		var err error // nothing is done before all has been read, which may take
+		if input, err = io.ReadAll(c.Stdin); err != nil {
+			return failure(c, 1, "COMMIT expected at the end")
+		}
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.Absent {
@@ -101,7 +108,7 @@ func (k *Kernel) Run(ctx context.Context, c ruleset.Command) error {
 		_, err := io.WriteString(c.Stdout, k.dump().String())
 		return err
 	case strings.HasSuffix(c.Name, "-restore"):
-		return k.restore(c)
+		return k.restore(c, input)
 	case slices.Contains(c.Args, "-S"):
 		return k.list(c)
 	}
@@ -138,11 +145,7 @@ func (k *Kernel) Lists() []string {
 	return slices.Clone(k.lists)
 }
 
-func (k *Kernel) restore(c ruleset.Command) error {
-	input, err := io.ReadAll(c.Stdin)
-	if err != nil {
-		return err
-	}
+func (k *Kernel) restore(c ruleset.Command, input []byte) error {
 	k.restores = append(k.restores, string(input))
 	if !slices.Contains(c.Args, "--noflush") {
 		k.tables = nil

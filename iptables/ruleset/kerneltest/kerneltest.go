@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vishvananda/netns"
@@ -28,7 +29,7 @@ type Host struct {
 	ns   netns.NsHandle
 	lock string
 	// restores counts the restore commands so far, those that failed included.
-	restores int
+	restores atomic.Int64
 }
 
 var _ ruleset.Exec = (*Host)(nil)
@@ -80,7 +81,7 @@ func New(t testing.TB, s Setup) *Host {
 	if err := h.Restore(s, probe); err != nil {
 		t.Skipf("%s does not work here: %v", s, err)
 	}
-	h.restores = 0
+	h.restores.Store(0)
 	return h
 }
 
@@ -107,7 +108,7 @@ func (h *Host) Run(ctx context.Context, c ruleset.Command) error {
 		return fmt.Errorf("run %s: %w", c.Name, errors.Join(err, exec.ErrNotFound))
 	}
 	if strings.HasSuffix(c.Name, "-restore") {
-		h.restores++
+		h.restores.Add(1)
 	}
 	// A lock of its own: the commands' lock is one for all namespaces.
 	c.Args = append([]string{
@@ -118,7 +119,7 @@ func (h *Host) Run(ctx context.Context, c ruleset.Command) error {
 }
 
 // Restores returns how many restore commands have run.
-func (h *Host) Restores() int { return h.restores }
+func (h *Host) Restores() int { return int(h.restores.Load()) }
 
 // Restore feeds text to the setup's restore command, as somebody else would.
 func (h *Host) Restore(s Setup, text string) error {
