@@ -13,6 +13,10 @@ ROOT     := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # that e2e/skips.txt does not allow fails the run.
 STRICT   := $(if $(ROOT),-strict)
 UNIT     := ./cmd/... ./internal/... ./iptables/... ./ipvs/... ./nat/... ./proxier/...
+# What is tested in the second kernel, too: the tests for which the machine's own
+# may lack something.
+UML      := ./e2e/uml ./e2e/suite ./ipvs/... ./nat/...
+TEST_UML := $(BIN)/uml go-test -json -run Kernel $(UML)
 
 .PHONY: help
 help: ## List the targets
@@ -44,10 +48,16 @@ tools: deps ## Build etcd and kube-apiserver for the end-to-end tests
 	@$(MAKE) --no-print-directory -C e2e/tools
 
 .PHONY: test
-test: build tools lint ## Run all tests
+test: build tools uml lint ## Run all tests
 	@go build -o $(BIN)/testreport ./e2e/testreport
 	@{ go test -race -json -timeout 20m $(UNIT) || true; \
-	   go test -json -timeout 30m ./e2e/... || true; } | $(BIN)/testreport $(STRICT)
+	   go test -json -timeout 30m ./e2e/... || true; \
+	   $(TEST_UML) || true; } | $(BIN)/testreport $(STRICT)
+
+.PHONY: test-uml
+test-uml: uml ## Run the tests that need a kernel with IPVS, in one (root)
+	@go build -o $(BIN)/testreport ./e2e/testreport
+	@{ $(TEST_UML) || true; } | $(BIN)/testreport
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither root nor tools

@@ -7,8 +7,9 @@
 //
 // It exits with 1 if anything failed, did not finish, did not build, or if no
 // test ran at all. With -strict it also does so for skipped tests, except those
-// that the list of -skips names and whose reason it finds to be true: see the
-// head of e2e/skips.txt.
+// that have passed in the other kernel, where e2e/uml ran them, and those that the
+// list of -skips names and whose reason it finds to be true: see the head of
+// e2e/skips.txt.
 //
 //	go test -json ./... | go run ./e2e/testreport -strict
 package main
@@ -54,7 +55,7 @@ func run(ctx context.Context, in io.Reader, out io.Writer, skipsFile string) (ok
 		if err != nil {
 			return false, err
 		}
-		for _, problem := range list.check(ctx, r.skips) {
+		for _, problem := range list.check(ctx, r.skips, r.passes) {
 			ok = false
 			fmt.Fprintln(out, "FAIL:", problem)
 		}

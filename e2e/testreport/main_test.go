@@ -200,6 +200,40 @@ func TestStrict(t *testing.T) {
 	}
 }
 
+// TestStrictElsewhere: a skip needs no entry if the test has passed in the other
+// kernel.
+func TestStrictElsewhere(t *testing.T) {
+	const (
+		here, there = `"Package":"p","Test":"TestA"}` + "\n", `"Package":"p@uml","Test":"TestA"}` + "\n"
+		other       = `{"Action":"pass","Package":"p","Test":"TestB"}` + "\n"
+		ends        = `{"Action":"pass","Package":"p"}` + "\n" + `{"Action":"pass","Package":"p@uml"}` + "\n"
+		skip, pass  = `{"Action":"skip",`, `{"Action":"pass",`
+	)
+	list := filepath.Join(t.TempDir(), "skips.txt")
+	if err := os.WriteFile(list, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, in string
+		want     bool
+	}{
+		{"passed there", skip + here + pass + there, true},
+		{"passed there before", pass + there + skip + here, true},
+		{"passed here", pass + here + skip + there, true},
+		{"skipped in both", skip + here + skip + there, false},
+		{"not run there", skip + here, false},
+		{"only another has passed", skip + here + pass + strings.Replace(there, "TestA", "TestB", 1), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var out strings.Builder
+			got, err := run(t.Context(), strings.NewReader(tt.in+other+ends), &out, list)
+			if got != tt.want || err != nil {
+				t.Errorf("got success %t, error %v, want %t:\n%s", got, err, tt.want, &out)
+			}
+		})
+	}
+}
+
 // TestStrictFailsForFailures makes sure that a good list does not hide a failure.
 func TestStrictFailsForFailures(t *testing.T) {
 	if out, ok := reportFile(t, "testdata/bad.json", "../skips.txt"); ok {

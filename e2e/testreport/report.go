@@ -13,6 +13,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"fairlead/e2e/uml/gotest"
 )
 
 // event is a line of go test -json, see go doc test2json and, for the build-
@@ -27,6 +29,14 @@ type event struct {
 
 // testID names a test or subtest.
 type testID struct{ pkg, test string }
+
+// elsewhere is the same test in the other kernel: see package gotest.
+func (id testID) elsewhere() testID {
+	if pkg, ok := strings.CutSuffix(id.pkg, gotest.Suffix); ok {
+		return testID{pkg, id.test}
+	}
+	return testID{id.pkg + gotest.Suffix, id.test}
+}
 
 // skip is a test that was skipped.
 type skip struct {
@@ -43,6 +53,7 @@ type report struct {
 	brokenBuilds   []string               // import paths
 	passed, failed int
 	skips          []skip
+	passes         map[testID]bool
 }
 
 // packageRun is what is known of a package whose tests are running.
@@ -59,7 +70,7 @@ type testRun struct {
 }
 
 func newReport(out io.Writer) *report {
-	return &report{out: out, packages: map[string]*packageRun{}, builds: map[string]string{}}
+	return &report{out: out, packages: map[string]*packageRun{}, builds: map[string]string{}, passes: map[testID]bool{}}
 }
 
 // read takes in events up to the end of in. A line that is not an event is
@@ -160,6 +171,7 @@ func (r *report) count(id testID, t *testRun) {
 	switch t.result {
 	case "pass":
 		r.passed++
+		r.passes[id] = true
 	case "fail":
 		r.failed++
 	case "skip":

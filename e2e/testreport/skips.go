@@ -60,13 +60,13 @@ func parseSkip(line string) (id testID, probe string, err error) {
 	return testID{pkg: names[0], test: names[1]}, probe, nil
 }
 
-// check returns what is wrong with each of the skips that the list does not
-// justify.
-func (l skipList) check(ctx context.Context, skips []skip) (problems []string) {
+// check returns what is wrong with each of the skips that neither the list
+// justifies nor that the test has passed in another kernel.
+func (l skipList) check(ctx context.Context, skips []skip, passed map[testID]bool) (problems []string) {
 	seen := map[testID]bool{} // with -count a test is skipped more than once
 	results := map[string]string{}
 	for _, s := range skips {
-		if seen[s.testID] {
+		if seen[s.testID] || passed[s.elsewhere()] {
 			continue
 		}
 		seen[s.testID] = true

@@ -45,16 +45,20 @@ const (
 	codeFailed  = 125
 )
 
-// modules are those that tests rely on and that nothing loads by itself.
-var modules = []string{"ipv6", "ip_vs"}
+// modules are those that nothing loads by itself: what the kernels of distributions
+// have from the start, or an administrator loads for a node.
+var modules = []string{"ipv6", "br_netfilter", "ip_vs"}
 
 func main() {
-	if os.Getpid() == 1 && os.Getenv(guest.JobEnv) != "" {
+	if isGuest() {
 		guest.Main()
 		return
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
+
+// isGuest reports whether this is the first process of a guest.
+func isGuest() bool { return os.Getpid() == 1 && os.Getenv(guest.JobEnv) != "" }
 
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := untilSignal()

@@ -12,6 +12,7 @@ import (
 
 	"fairlead/e2e/build"
 	"fairlead/e2e/uml/gotest"
+	"fairlead/e2e/uml/machine"
 )
 
 // grace is how much longer than its tests a guest may take: they print where
@@ -36,6 +37,9 @@ func runTests(ctx context.Context, args []string, stdout, stderr io.Writer) (cod
 	if flags.NArg() == 0 {
 		flags.Usage()
 		return codeFailed, nil
+	}
+	if err := machine.Supported(); err != nil && t.JSON {
+		return 0, gotest.Skip(stdout, "fairlead/e2e/uml"+gotest.Suffix, "TestSecondKernel", err.Error())
 	}
 	t.Packages, t.Timeout = flags.Args(), o.timeout
 	o.timeout += grace

@@ -42,11 +42,11 @@ type Tests struct {
 }
 
 // Do builds and runs the tests, one package after the other, and reports to out
-// whether all passed.
+// whether all passed. An error means that no more could be run, or reported.
 func (t Tests) Do(ctx context.Context, run Run, out io.Writer) (passed bool, err error) {
 	packages, err := list(ctx, t.Packages)
 	if err != nil {
-		return false, err
+		return false, errors.Join(err, t.broken(out, strings.Join(t.Packages, " "), err))
 	}
 	dir, err := os.MkdirTemp("", "fairlead-gotest-")
 	if err != nil {
@@ -57,7 +57,11 @@ func (t Tests) Do(ctx context.Context, run Run, out io.Writer) (passed bool, err
 	for _, p := range packages {
 		binary := filepath.Join(dir, "test")
 		if err := build(ctx, p, binary); err != nil {
-			return false, err
+			passed = false
+			if err := t.broken(out, p.ImportPath, err); err != nil {
+				return false, err
+			}
+			continue
 		}
 		ok, err := t.one(ctx, run, p, binary, out)
 		if err != nil {
@@ -110,6 +114,37 @@ func build(ctx context.Context, p pkg, binary string) error {
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build tests of %s: %w\n%s", p.ImportPath, err, strings.TrimSpace(string(text)))
+	}
+	return nil
+}
+
+// broken reports a package that could not be built, as go help buildjson says.
+func (t Tests) broken(out io.Writer, importPath string, cause error) error {
+	if !t.JSON {
+		_, err := fmt.Fprintln(out, cause)
+		return err
+	}
+	type buildEvent struct{ ImportPath, Action, Output string }
+	enc := json.NewEncoder(out)
+	if err := enc.Encode(buildEvent{importPath, "build-output", cause.Error() + "\n"}); err != nil {
+		return err
+	}
+	return enc.Encode(buildEvent{ImportPath: importPath, Action: "build-fail"})
+}
+
+// Skip reports, as a test that was skipped, that no tests can be run.
+func Skip(out io.Writer, pkg, test, reason string) error {
+	enc := json.NewEncoder(out)
+	for _, e := range []event{
+		{Action: "run", Package: pkg, Test: test},
+		{Action: "output", Package: pkg, Test: test, Output: reason + "\n"},
+		{Action: "skip", Package: pkg, Test: test},
+		{Action: "pass", Package: pkg},
+	} {
+		e.Time = time.Now()
+		if err := enc.Encode(e); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -41,16 +41,23 @@ type Config struct {
 	Log io.Writer
 }
 
+// Supported tells why no machine can be run here.
+func Supported() error {
+	if _, err := exec.LookPath(kernel); err != nil {
+		return fmt.Errorf("find the kernel: %w; install Debian's package user-mode-linux", err)
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("run a kernel: must be root") // or files of root's are out of its reach
+	}
+	return nil
+}
+
 // Run runs a machine until its command has ended, and returns the command's exit
 // code. When ctx is done, the machine is stopped at once. Whatever happens,
 // nothing of the machine stays.
 func Run(ctx context.Context, c Config) (code int, err error) {
-	path, err := exec.LookPath(kernel)
-	if err != nil {
-		return 0, fmt.Errorf("find the kernel: %w; install Debian's package user-mode-linux", err)
-	}
-	if os.Geteuid() != 0 {
-		return 0, errors.New("run a kernel: must be root") // or files of root's are out of its reach
+	if err := Supported(); err != nil {
+		return 0, err
 	}
 	dir, remove, err := tempDir()
 	if err != nil {
@@ -62,7 +69,7 @@ func Run(ctx context.Context, c Config) (code int, err error) {
 		return 0, err
 	}
 	m := &machine{config: c}
-	return m.run(ctx, exec.Command(path, c.kernelArgs(dir, job)...))
+	return m.run(ctx, exec.Command(kernel, c.kernelArgs(dir, job)...))
 }
 
 // kernelArgs is the kernel's command line.
@@ -192,7 +199,7 @@ func closeAll(files []*os.File) {
 func (m *machine) result(ctx context.Context, cmd *exec.Cmd) (code int, err error) {
 	switch {
 	case m.last.Exited && m.last.Code == 128+int(syscall.SIGKILL) && m.log.contains(outOfMemory):
-		return m.last.Code, fmt.Errorf("the guest ran out of memory, which is %s", m.config.Memory)
+		return m.last.Code, fmt.Errorf("the guest ran out of its %s of memory", m.config.Memory)
 	case m.last.Exited:
 		return m.last.Code, nil
 	case m.log.contains(panicked):
