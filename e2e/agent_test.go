@@ -51,6 +51,7 @@ func startProgram(ctx context.Context, t *testing.T, node *lab.Node, v lab.Varia
 	t.Helper()
 	args = append([]string{
 		"-v=2", "--hostname-override", node.Label, "--cluster-cidr", clusterCIDR, "--iptables-variant", string(v),
+		"--pod-masquerade", "off", "--state-file", "", // which is for their own tests
 	}, args...)
 	a := &agent{
 		t: t, node: node, cmd: node.Command(ctx, program, args...),

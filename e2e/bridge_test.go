@@ -78,12 +78,12 @@ func TestKernelNoBridgeNetfilter(t *testing.T) {
 
 // startHidden starts the agent where it does not find the bridge settings, as
 // on a kernel without br_netfilter.
-func startHidden(ctx context.Context, t *testing.T, node *lab.Node, v lab.Variant, dir *directory) *agent {
+func startHidden(ctx context.Context, t *testing.T, node *lab.Node, v lab.Variant, dir *directory, args ...string) *agent {
 	t.Helper()
 	script := filepath.Join(t.TempDir(), "fairlead")
 	text := fmt.Sprintf("#!/bin/sh\nexec unshare -m sh -c 'mount -t tmpfs none /proc/sys/net/bridge && exec %s \"$@\"' sh \"$@\"\n", binary)
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return startProgram(ctx, t, node, v, script, nil, "--manifests", dir.path)
+	return startProgram(ctx, t, node, v, script, nil, append([]string{"--manifests", dir.path}, args...)...)
 }

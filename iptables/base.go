@@ -40,7 +40,7 @@ func Contribution(cfg RenderConfig) ruleset.Contribution {
 			jump(ruleset.NAT, "PREROUTING", "", portals, services),
 			jump(ruleset.NAT, "OUTPUT", "", portals, services),
 		},
-		Guests: []ruleset.Guest{idiom.Localnet(cfg.Family, cfg.LocalhostNodePorts)},
+		Guests: []ruleset.Guest{idiom.Localnet(cfg.Family, cfg.LocalhostNodePorts || cfg.LocalhostHostPorts)},
 		Former: idiom.Former(),
 		Relics: idiom.Relics(),
 	}

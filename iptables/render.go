@@ -49,6 +49,8 @@ type RenderConfig struct {
 	InvalidCounter string
 	// LocalhostNodePorts lets node ports answer on 127.0.0.1.
 	LocalhostNodePorts bool
+	// LocalhostHostPorts is set where others let host ports do so.
+	LocalhostHostPorts bool
 }
 
 // renderer turns Services into rules. It is pure.

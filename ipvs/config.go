@@ -33,6 +33,8 @@ type Config struct {
 	InvalidCounter string
 	// LocalhostNodePorts lets node ports answer on 127.0.0.1.
 	LocalhostNodePorts bool
+	// LocalhostHostPorts is set where others let host ports do so.
+	LocalhostHostPorts bool
 	// Scheduler is for Services that do not name one.
 	Scheduler model.Scheduler
 	// Schedulers are those that the kernel has; nil is all. A Service that names

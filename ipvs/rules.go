@@ -66,7 +66,7 @@ func Contribution(cfg Config) ruleset.Contribution {
 			jump(ruleset.NAT, "OUTPUT", "", portals, idiom.Services),
 		},
 		Former: idiom.Former(),
-		Guests: []ruleset.Guest{idiom.Localnet(cfg.Family, cfg.LocalhostNodePorts)},
+		Guests: []ruleset.Guest{idiom.Localnet(cfg.Family, cfg.LocalhostNodePorts || cfg.LocalhostHostPorts)},
 		Relics: idiom.Relics(),
 	}
 }

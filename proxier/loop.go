@@ -21,6 +21,8 @@ import (
 type LoopConfig struct {
 	Family model.Family
 	Mode   Mode
+	// Contributors are called in order before each Sync.
+	Contributors []Contributor
 	// Followers are called in order after each Sync that succeeded.
 	Followers []Follower
 	Tracker   *Tracker
@@ -56,7 +58,9 @@ type Loop struct {
 	// ports are those that each Service has in snapshot.
 	ports map[model.ObjectKey][]*model.ServicePort
 	// changed are the names that no successful sync has carried yet.
-	changed  map[model.ServicePortName]bool
+	changed map[model.ServicePortName]bool
+	// pods are the changed ones that no successful sync has carried yet.
+	pods     map[model.ObjectKey]*model.Pod
 	triggers []time.Time
 	prune    bool
 	failures int
@@ -92,6 +96,7 @@ func NewLoop(cfg LoopConfig) *Loop {
 		snapshot:   model.NewSnapshot(),
 		ports:      map[model.ObjectKey][]*model.ServicePort{},
 		changed:    map[model.ServicePortName]bool{},
+		pods:       map[model.ObjectKey]*model.Pod{},
 
 		refusedAddrs: map[model.ObjectKey][]RefusedAddr{},
 	}
@@ -148,14 +153,19 @@ func (l *Loop) sync(ctx context.Context, ask request) time.Duration {
 	start := time.Now()
 	batch := l.Tracker.Take(l.Family)
 	l.resolve(batch)
+	maps.Copy(l.pods, batch.Pods)
 	l.warnRefused(ctx, batch)
 	d := Desired{
 		Snapshot: l.snapshot,
 		Changed:  slices.SortedFunc(maps.Keys(l.changed), model.ServicePortName.Compare),
+		Pods:     l.pods,
 		Node:     l.nodeState(batch),
 		Prune:    l.prune,
 		Verify:   ask.verify,
 		Settle:   ask.settle,
+	}
+	for _, c := range l.Contributors {
+		c.Contribute(ctx, d)
 	}
 	report, err := l.Mode.Sync(ctx, d)
 	l.unsettled = report.Unsettled > 0
@@ -178,6 +188,7 @@ func (l *Loop) sync(ctx context.Context, ask request) time.Duration {
 	}
 	l.done(start)
 	l.follow(ctx, d)
+	clear(l.pods)
 	l.log(ctx, report, d, took)
 	return rest
 }
@@ -194,7 +205,8 @@ func (l *Loop) follow(ctx context.Context, d Desired) {
 // nodeState returns what a batch says of the node, in the loop's family.
 func (l *Loop) nodeState(b Batch) NodeState {
 	n := NodeState{
-		Addrs:    ofFamily(b.NodeAddrs, l.Family),
+		Addrs:    ofFamily(b.NodeAddrs.Addrs, l.Family),
+		Links:    rangesOfFamily(b.NodeAddrs.Links, l.Family),
 		IP:       l.nodeIP(b.Node.Addrs),
 		PodCIDRs: rangesOfFamily(b.Node.PodCIDRs, l.Family),
 	}

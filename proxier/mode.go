@@ -24,8 +24,18 @@ type Mode interface {
 	// same d, and then writes nothing where nothing is missing. After an error
 	// what was in place is still in place, apart from what was already brought
 	// up to date; the next call carries the keys of the failed one again.
-	// Sync is never called concurrently.
+	// Sync is never called concurrently. It puts into the kernel what
+	// contributors have handed to its engine, too, whatever d says.
 	Sync(ctx context.Context, d Desired) (Report, error)
+}
+
+// Contributor has rules beside the mode's, which the mode puts into the kernel with
+// its own.
+type Contributor interface {
+	// Contribute is called before each Sync, with what is going to be handed to
+	// it. It hands what has changed of its rules to the engine that the Sync has
+	// write them, and goes on with what there was where it cannot.
+	Contribute(ctx context.Context, d Desired)
 }
 
 // Follower does what has to come after the rules.
@@ -42,6 +52,10 @@ type Desired struct {
 	// the last Sync that succeeded, those that are gone included. On the first
 	// Sync these are all ports.
 	Changed []model.ServicePortName
+	// Pods are the pods of this node that have an address of the family, or had, and
+	// may have changed since the last Sync that succeeded, nil where one is gone. On
+	// the first Sync these are all.
+	Pods map[model.ObjectKey]*model.Pod
 	// Node is what the rules need to know of this node.
 	Node NodeState
 	// Prune allows removals. While it is false, objects may be missing from
@@ -59,8 +73,10 @@ type Desired struct {
 type NodeState struct {
 	// NodePorts tells where node ports answer.
 	NodePorts NodePorts
-	// Addrs are the addresses that the node's interfaces have.
+	// Addrs are the addresses that the node's interfaces have, and Links the
+	// networks that these are in.
 	Addrs []netip.Addr
+	Links []netip.Prefix
 	// IP is the node's own address; invalid where that is not known.
 	IP netip.Addr
 	// PodCIDRs are where the node's own pods have their addresses, as its Node

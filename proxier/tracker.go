@@ -46,10 +46,11 @@ type Tracker struct {
 	clusterIPs   map[netip.Addr]int
 	claims       map[netip.Addr]map[model.ObjectKey]bool
 	serviceCIDRs map[model.ObjectKey]*model.ServiceCIDR
+	pods         map[model.ObjectKey]*model.Pod
 
 	status model.SourceStatus
 	node   model.Node
-	addrs  []netip.Addr
+	addrs  model.NodeAddrs
 	views  map[model.Family]*view
 }
 
@@ -64,6 +65,7 @@ type objects struct {
 type view struct {
 	wake     chan struct{} // capacity 1: holds a token while there is work
 	dirty    map[model.ObjectKey]bool
+	pods     map[model.ObjectKey]bool
 	triggers []time.Time
 	// due is set by an Update that has something for the family.
 	due bool
@@ -96,10 +98,11 @@ func NewTracker(cfg TrackerConfig) *Tracker {
 		clusterIPs:   map[netip.Addr]int{},
 		claims:       map[netip.Addr]map[model.ObjectKey]bool{},
 		serviceCIDRs: map[model.ObjectKey]*model.ServiceCIDR{},
+		pods:         map[model.ObjectKey]*model.Pod{},
 		views:        map[model.Family]*view{},
 	}
 	for _, f := range cfg.Families {
-		t.views[f] = &view{wake: make(chan struct{}, 1), dirty: map[model.ObjectKey]bool{}}
+		t.views[f] = &view{wake: make(chan struct{}, 1), dirty: map[model.ObjectKey]bool{}, pods: map[model.ObjectKey]bool{}}
 	}
 	return t
 }
@@ -118,11 +121,14 @@ func (t *Tracker) Update(c model.Changes) {
 	for key, cidr := range c.ServiceCIDRs {
 		t.setServiceCIDR(key, cidr)
 	}
+	for key, pod := range c.Pods {
+		t.setPod(key, pod)
+	}
 	if c.Node != nil {
 		t.setNode(c.Node.Node)
 	}
-	if c.NodeAddrs != nil && !slices.Equal(t.addrs, c.NodeAddrs.Addrs) {
-		t.addrs = c.NodeAddrs.Addrs
+	if n := c.NodeAddrs; n != nil && !(slices.Equal(t.addrs.Addrs, n.Addrs) && slices.Equal(t.addrs.Links, n.Links)) {
+		t.addrs = *n
 		t.markDue()
 	}
 	if c.Status != nil && *c.Status != t.status {
@@ -131,6 +137,14 @@ func (t *Tracker) Update(c model.Changes) {
 	}
 	t.metrics.changed(len(c.Services), len(c.EndpointSlices))
 	t.pending()
+	t.queue()
+}
+
+// Poke makes every family sync: something has changed that contributors know of.
+func (t *Tracker) Poke() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.markDue()
 	t.queue()
 }
 
@@ -180,6 +194,23 @@ func (t *Tracker) setService(key model.ObjectKey, svc *model.Service) {
 	o.service = svc
 	t.setObjects(key, o)
 	t.setClaims(key, old, svc)
+}
+
+// setPod takes over a Pod, which concerns the families in which it has or had an
+// address.
+func (t *Tracker) setPod(key model.ObjectKey, pod *model.Pod) {
+	old := t.pods[key]
+	for f, v := range t.views {
+		if old != nil && old.IP(f).IsValid() || pod != nil && pod.IP(f).IsValid() {
+			v.pods[key] = true
+			v.due = true
+		}
+	}
+	if pod == nil {
+		delete(t.pods, key)
+	} else {
+		t.pods[key] = pod
+	}
 }
 
 // setObjects makes a Service and its slices what o says.
@@ -278,10 +309,12 @@ func (t *Tracker) Wake(f model.Family) <-chan struct{} { return t.views[f].wake 
 type Batch struct {
 	// Services are the changed ones, by key, with all that Resolve needs.
 	Services map[model.ObjectKey]ServiceState
+	// Pods are the changed ones, nil where one is gone.
+	Pods map[model.ObjectKey]*model.Pod
 	// Node is the agent's own node, as far as it is known.
 	Node model.Node
 	// NodeAddrs are the addresses of the node's interfaces.
-	NodeAddrs []netip.Addr
+	NodeAddrs model.NodeAddrs
 	// Status is the source's; before it is listed a batch is empty.
 	Status model.SourceStatus
 	// Triggers are when the changes happened, as far as their objects say.
@@ -307,6 +340,7 @@ func (t *Tracker) Take(f model.Family) Batch {
 	}
 	b := Batch{
 		Services: make(map[model.ObjectKey]ServiceState, len(v.dirty)),
+		Pods:     make(map[model.ObjectKey]*model.Pod, len(v.pods)),
 		Node:     t.node, NodeAddrs: t.addrs,
 		Status:   t.status,
 		Triggers: v.triggers,
@@ -318,7 +352,10 @@ func (t *Tracker) Take(f model.Family) Batch {
 		st.Slices = slices.Clone(o.slices)
 		b.Services[key] = st
 	}
-	v.dirty, v.triggers = map[model.ObjectKey]bool{}, nil
+	for key := range v.pods {
+		b.Pods[key] = t.pods[key]
+	}
+	v.dirty, v.triggers, v.pods = map[model.ObjectKey]bool{}, nil, map[model.ObjectKey]bool{}
 	v.services, v.slices = 0, 0
 	received(v.wake)
 	t.pending()

@@ -68,7 +68,8 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 			}
 			if err == nil {
 				node := &nodeKernel{variant: v}
-				_, err = node.engine(cmds, iptables.Contribution(iptables.RenderConfig{Family: f})).Clean(ctx)
+				mode := iptables.Contribution(iptables.RenderConfig{Family: f})
+				_, err = node.engine(cmds, append(besideMode(ctx, f, cmds, switchAuto, false), mode)...).Clean(ctx)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("clean up %s, %s variant: %w", f, v, err))
@@ -91,6 +92,7 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 		}
 	}
 	removeCounter(ctx)
+	errs = append(errs, removeState(defaultStateFile))
 	if missing == 4 {
 		return fmt.Errorf("no iptables command found: %w", ruleset.ErrNoCommand)
 	}

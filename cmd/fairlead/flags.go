@@ -18,7 +18,9 @@ import (
 	"k8s.io/klog/v2"
 
 	"fairlead/iptables/ruleset"
+	"fairlead/nat/egress"
 	"fairlead/nat/sysctl"
+	"fairlead/portmap"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 	"fairlead/proxier/source"
@@ -45,6 +47,9 @@ type options struct {
 	localhostNodePorts, compact   bool
 	conntrack                     sysctl.ConntrackConfig
 	ipvs                          ipvsOptions
+	stateFile                     string
+	egressOptions
+	hostPortOptions
 	// changed tells whether a flag was given.
 	changed func(name string) bool
 }
@@ -77,9 +82,15 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.localhostNodePorts, "iptables-localhost-nodeports", true, "Let node ports answer on 127.0.0.1 too.")
 	fs.BoolVar(&o.compact, "iptables-compact", false, "Write a third of the rules: Services without session affinity translate in KUBE-SVC-… and KUBE-SVL-…, and their endpoints have no KUBE-SEP-… chains. It needs ipset: the node's own endpoints are in the set KUBE-LOOP-BACK. Switching it on or off takes a restart, and interrupts no connection.")
 	fs.IntVar(&o.masqueradeBit, "iptables-masquerade-bit", 14, "Bit, 0 to 31, of the packet mark that asks for masquerading.")
+	fs.StringVar(&o.stateFile, "state-file", defaultStateFile, "File that tells others on the node, in JSON, what of its NAT this agent does; empty means none.")
 	conntrackFlags(fs, &o.conntrack)
 	o.ipvs.register(fs)
+	o.egressOptions.register(fs)
+	o.hostPortOptions.register(fs)
 }
+
+// defaultStateFile is where others on the node look for what this agent does.
+const defaultStateFile = "/run/fairlead/state.json"
 
 // logFlags returns klog's flags that are useful in a container.
 func logFlags() *pflag.FlagSet {
@@ -107,6 +118,8 @@ type config struct {
 	scheduler    model.Scheduler
 	nodePodCIDRs bool
 	policy       source.Policy
+	egress       egress.Config // where no file says otherwise
+	protected    map[portmap.Port]string
 }
 
 // config checks the flags. Its errors name the flag, the value and the remedy.
@@ -134,6 +147,10 @@ func (o *options) config() (*config, error) {
 	check(err)
 	check(o.checkNumbers())
 	check(cfg.setAddresses())
+	cfg.egress, err = o.egressOptions.config(o.changed)
+	check(err)
+	cfg.protected, err = o.hostPortOptions.config(cfg.healthzAddress, cfg.metricsAddress)
+	check(err)
 	if len(errs) > 0 {
 		return nil, errs[0]
 	}

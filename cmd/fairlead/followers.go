@@ -22,15 +22,17 @@ import (
 type flows struct {
 	// mode is nil once its adopted frontends have been taken over.
 	mode       adoptingMode
+	ports      *hostPorts
 	table      *conntrack.Table
 	reconciler *conntrack.Reconciler
 }
 
 var _ proxier.Follower = (*flows)(nil)
 
-func newFlows(f model.Family, mode adoptingMode, metrics *conntrack.Metrics) *flows {
+func newFlows(f model.Family, mode adoptingMode, ports *hostPorts, metrics *conntrack.Metrics) *flows {
 	return &flows{
 		mode:       mode,
+		ports:      ports,
 		table:      conntrack.NewTable(),
 		reconciler: conntrack.New(conntrack.Config{Family: f, Kernel: conntrack.Netlink{}, Metrics: metrics}),
 	}
@@ -47,6 +49,7 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 		}
 		w.mode = nil
 	}
+	w.ports.settle(w.table, d.Node)
 	if d.Node.NodePorts.All {
 		w.table.SetNodeAddrs(d.Node.Addrs)
 	} else {
@@ -88,11 +91,12 @@ func removeNftables(ctx context.Context, f model.Family) error {
 	return err
 }
 
-// localnet lets node ports answer on 127.0.0.1, once the first sync has put the
+// localnet lets node ports or host ports answer on 127.0.0.1, once the first sync has put the
 // rule in place that keeps the neighbours away (CVE-2020-8558).
 type localnet struct {
-	settings *sysctl.Settings
-	done     bool
+	settings             *sysctl.Settings
+	nodePorts, hostPorts bool
+	done                 bool
 }
 
 var _ proxier.Follower = (*localnet)(nil)
@@ -100,7 +104,7 @@ var _ proxier.Follower = (*localnet)(nil)
 // Follow implements proxier.Follower.
 func (l *localnet) Follow(ctx context.Context, d proxier.Desired) error {
 	onLoopback := d.Node.NodePorts.All || slices.ContainsFunc(d.Node.NodePorts.Addrs, netip.Addr.IsLoopback)
-	if !l.done && onLoopback {
+	if !l.done && (l.hostPorts || l.nodePorts && onLoopback) {
 		l.done = true
 		sysctl.Warn(ctx, l.settings.SetRouteLocalnet(ctx))
 	}

@@ -44,7 +44,7 @@ func follow(t testing.TB, n int) *followed {
 		t.Fatal(err)
 	}
 	f := &followed{t: t, kernel: &flowTable{}, checks: newHealthChecks(model.IPv4, state, nil)}
-	f.flows = &flows{table: conntrack.NewTable(), reconciler: conntrack.New(conntrack.Config{
+	f.flows = &flows{ports: &hostPorts{}, table: conntrack.NewTable(), reconciler: conntrack.New(conntrack.Config{
 		Family: model.IPv4, Kernel: f.kernel, Metrics: conntrack.NewMetrics(prometheus.NewRegistry(), model.Families()),
 	})}
 	t.Cleanup(f.checks.ports.Close)

@@ -78,6 +78,7 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 		MasqueradeBit:      cfg.masqueradeBit,
 		KeepInvalid:        b.settings.BeLiberal(),
 		LocalhostNodePorts: cfg.localhostNodePorts,
+		LocalhostHostPorts: cfg.hostPortsLocalhost,
 		Scheduler:          cfg.scheduler,
 		Schedulers:         b.schedulers,
 		ExcludeCIDRs:       cfg.excludeCIDRs,
@@ -92,13 +93,13 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 	if err != nil {
 		return served{}, err
 	}
-	engine := node.engine(node.commands[f], ipvs.Contribution(rules))
+	engine := node.engine(node.commands[f], cfg.contributions(ctx, f, node.commands[f], ipvs.Contribution(rules))...)
 	engine.Stage(nat.IPVSChains(cfg.masqueradeBit, nat.LoopBack(ipv6)))
 	w := node.watcher(ctx, f, engine, ruleset.Mangle)
 	mode := ipvs.New(rules, ipvs.Kernel{
 		Servers: b.servers[f], Device: dev, Rules: engine, Now: time.Now, Set: ipvsSets(f),
 	})
-	return served{mode: mode, watcher: w, followers: []proxier.Follower{&clientSets{family: f}}}, nil
+	return served{mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{&clientSets{family: f}}}, nil
 }
 
 // ipvsSets opens the sets of a family.

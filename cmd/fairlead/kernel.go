@@ -118,10 +118,10 @@ func (n *nodeKernel) invalidCounter(ctx context.Context, f model.Family) string 
 }
 
 // engine returns the one writer of a family's rules.
-func (n *nodeKernel) engine(cmds ruleset.Commands, mode ruleset.Contribution) *ruleset.Engine {
+func (n *nodeKernel) engine(cmds ruleset.Commands, contributions ...ruleset.Contribution) *ruleset.Engine {
 	return ruleset.NewEngine(ruleset.Config{
 		Exec: ruleset.SystemExec{}, Commands: cmds, Variant: n.variant,
-		Contributions: []ruleset.Contribution{nat.Contribution(), mode},
+		Contributions: append([]ruleset.Contribution{nat.Contribution()}, contributions...),
 	})
 }
 

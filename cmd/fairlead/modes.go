@@ -13,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"fairlead/iptables"
+	"fairlead/iptables/ruleset"
 	"fairlead/nat"
 	"fairlead/nat/sysctl"
 	"fairlead/proxier"
@@ -31,6 +32,7 @@ type backend interface {
 // served is what serves one family.
 type served struct {
 	mode    adoptingMode
+	engine  *ruleset.Engine
 	watcher watcher
 	// followers are those of this mode alone.
 	followers []proxier.Follower
@@ -91,6 +93,7 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 		MasqueradeAll:      cfg.masqueradeAll,
 		MasqueradeBit:      cfg.masqueradeBit,
 		LocalhostNodePorts: cfg.localhostNodePorts,
+		LocalhostHostPorts: cfg.hostPortsLocalhost,
 	}
 	adaptTo(ctx, b.settings, &rules)
 	if !rules.KeepInvalid {
@@ -98,7 +101,7 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	}
 	loops := node.loops(f)
 	rules.Compact = cfg.compact && node.canCompact(ctx, loops, rules)
-	engine := node.engine(node.commands[f], iptables.Contribution(rules))
+	engine := node.engine(node.commands[f], cfg.contributions(ctx, f, node.commands[f], iptables.Contribution(rules))...)
 	loopBack := ""
 	if rules.Compact {
 		loopBack = loops.Name()
@@ -107,7 +110,7 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	w := node.watcher(ctx, f, engine)
 	engine.ReadAhead(ctx)
 	return served{
-		mode: iptables.New(rules, engine, node.sets[f], loops, b.metrics), watcher: w,
+		mode: iptables.New(rules, engine, node.sets[f], loops, b.metrics), engine: engine, watcher: w,
 		followers: []proxier.Follower{&ipvsLeftovers{family: f, device: &b.device, exclude: cfg.excludeCIDRs, keepLoops: rules.Compact}},
 	}, nil
 }

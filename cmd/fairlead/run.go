@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -61,13 +60,17 @@ func run(ctx context.Context, cfg *config) error {
 	if err != nil {
 		return err
 	}
-	setAddrs := func(a []netip.Addr) { tracker.Update(model.Changes{NodeAddrs: &model.NodeAddrs{Addrs: a}}) }
+	setAddrs := func(a nodeaddr.Addrs) {
+		tracker.Update(model.Changes{NodeAddrs: &model.NodeAddrs{Addrs: a.Addrs, Links: a.Links}})
+	}
 	setAddrs(addrs)
 
+	beside := newBeside(ctx, cfg, node, settings, src, reg)
 	prepareKernel(ctx, settings, cfg.conntrack, node.families)
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nodeaddr.Watch(ctx, device.Name, setAddrs) })
+	g.Go(func() error { beside.egress.follow(ctx, tracker.Poke); return nil })
 	g.Go(func() error { return src.Run(ctx, tracker) })
 	warner, _ := src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
 	flowMetrics := conntrack.NewMetrics(reg, node.families)
@@ -79,12 +82,14 @@ func run(ctx context.Context, cfg *config) error {
 		if err != nil {
 			return err
 		}
-		followers := append(own.followers, &leftovers{family: f}, newFlows(f, own.mode, flowMetrics), checks, small.follower())
-		if f == model.IPv4 && cfg.localhostNodePorts {
-			followers = append(followers, &localnet{settings: settings})
+		pods, ports := beside.podEgress(ctx, f, own.engine), beside.hostPorts(ctx, f, own.engine)
+		followers := append(own.followers, &leftovers{family: f}, newFlows(f, own.mode, ports, flowMetrics), checks, small.follower(),
+			servicesOwned{beside.owns.of(ctx, f, ownsServices)})
+		if f == model.IPv4 && (cfg.localhostNodePorts || cfg.hostPortsLocalhost) {
+			followers = append(followers, &localnet{settings: settings, nodePorts: cfg.localhostNodePorts, hostPorts: cfg.hostPortsLocalhost})
 		}
 		loop := proxier.NewLoop(proxier.LoopConfig{
-			Family: f, Mode: own.mode, Followers: followers, Tracker: tracker,
+			Family: f, Mode: own.mode, Contributors: []proxier.Contributor{pods, ports}, Followers: followers, Tracker: tracker,
 			Health: state, Metrics: metrics, Warner: warner, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts, NodeIP: cfg.nodeIP,
 			MinSyncPeriod: minSyncPeriod, SyncPeriod: syncPeriod, Foreign: own.watcher.Wake(),
 		})
@@ -124,5 +129,6 @@ func newSource(cfg *config, reg prometheus.Registerer) (source.Source, error) {
 	}
 	return apiserver.New(apiserver.Config{
 		Client: client, NodeName: cfg.nodeName, Policy: cfg.policy, Metrics: source.NewMetrics(reg),
+		Pods: switchFlag(cfg.hostPorts) != switchOff,
 	})
 }

@@ -31,7 +31,7 @@ func (d *demo) startAgent(ctx context.Context) error {
 	}
 	defer log.Close() // the agent has its own
 	cmd := d.node().Command(ctx, d.binary, "--manifests", d.manifests,
-		"--cluster-cidr", "10.244.0.0/24,fd00:10:244::/64", "--hostname-override", "node-1", "-v=2")
+		"--cluster-cidr", "10.244.0.0/24,fd00:10:244::/64", "--hostname-override", "node-1", "--state-file", "", "-v=2")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr.Setpgid = true // Ctrl-C is for the demo alone
 	if err := cmd.Start(); err != nil {

@@ -74,6 +74,7 @@ func (s fairlead) command(ctx context.Context, node *lab.Node, f feed) *exec.Cmd
 		"--proxy-mode", s.mode, "--iptables-variant", string(s.variant),
 		"--hostname-override", node.Label, "--cluster-cidr", clusterCIDR,
 		"--service-cidrs", serviceCIDRs, "--manifests", string(f.(directory)),
+		"--pod-masquerade", "off", "--state-file", "", // kube-proxy does not masquerade pods
 	}
 	if s.form != "" {
 		flags = append(flags, "--iptables-"+s.form)

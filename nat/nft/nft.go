@@ -36,6 +36,33 @@ func Delete(f model.Family, table string) (deleted bool, err error) {
 	return true, nil
 }
 
+// Tables returns the names of all tables, of any family, none where there is no
+// nf_tables.
+func Tables() ([]string, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_UNSPEC})
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("list nf_tables tables: %w", err)
+	}
+	var out []string
+	for _, m := range msgs {
+		attrs, err := nl.ParseRouteAttr(m[min(len(m), nl.SizeofNfgenmsg):])
+		if err != nil {
+			return nil, fmt.Errorf("list nf_tables tables: %w", err)
+		}
+		for _, a := range attrs {
+			if a.Attr.Type&nl.NLA_TYPE_MASK == unix.NFTA_TABLE_NAME {
+				out = append(out, nl.BytesToString(a.Value))
+			}
+		}
+	}
+	return out, nil
+}
+
 // has tells whether there is a table.
 func has(f model.Family, table string) (bool, error) {
 	_, err := request(f, unix.NFT_MSG_GETTABLE, 0, table).Execute(unix.NETLINK_NETFILTER, 0)

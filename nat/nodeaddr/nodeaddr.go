@@ -16,6 +16,14 @@ import (
 	"k8s.io/klog/v2"
 )
 
+// Addrs are the addresses of a node's interfaces.
+type Addrs struct {
+	Addrs []netip.Addr
+	// Links are the networks that they are in, those of single addresses left out,
+	// with the bits of the host cleared.
+	Links []netip.Prefix
+}
+
 // retry is the time between two attempts to follow the addresses.
 const retry = time.Second
 
@@ -23,7 +31,7 @@ const retry = time.Second
 // they have changed, until ctx is done, and then returns nil. Link-local IPv6
 // addresses are left out: they mean nothing without an interface. So are those of
 // the interface of a name, if there is one.
-func Watch(ctx context.Context, except string, deliver func([]netip.Addr)) error {
+func Watch(ctx context.Context, except string, deliver func(Addrs)) error {
 	for {
 		err := follow(ctx, except, deliver)
 		if ctx.Err() != nil {
@@ -39,7 +47,7 @@ func Watch(ctx context.Context, except string, deliver func([]netip.Addr)) error
 }
 
 // follow subscribes to changes before it lists, so that none is missed.
-func follow(ctx context.Context, except string, deliver func([]netip.Addr)) error {
+func follow(ctx context.Context, except string, deliver func(Addrs)) error {
 	done := make(chan struct{})
 	defer close(done)
 	events := make(chan netlink.AddrUpdate, 64)
@@ -107,22 +115,29 @@ func drain(events <-chan netlink.AddrUpdate) {
 }
 
 // List returns the addresses that the interfaces have now, as Watch does.
-func List(except string) ([]netip.Addr, error) {
+func List(except string) (Addrs, error) {
 	index, err := indexOf(except)
 	if err != nil {
-		return nil, err
+		return Addrs{}, err
 	}
 	found, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil, fmt.Errorf("list addresses: %w", err)
+		return Addrs{}, fmt.Errorf("list addresses: %w", err)
 	}
-	var out []netip.Addr
+	var out Addrs
 	for _, a := range found {
 		ip, ok := netip.AddrFromSlice(a.IP)
-		if ip = ip.Unmap(); ok && !(ip.Is6() && ip.IsLinkLocalUnicast()) && (index == 0 || a.LinkIndex != index) {
-			out = append(out, ip)
+		if ip = ip.Unmap(); !ok || ip.Is6() && ip.IsLinkLocalUnicast() || index != 0 && a.LinkIndex == index {
+			continue
+		}
+		out.Addrs = append(out.Addrs, ip)
+		bits, _ := a.Mask.Size()
+		if link := netip.PrefixFrom(ip, bits).Masked(); link.IsValid() && !link.IsSingleIP() && !ip.IsLoopback() {
+			out.Links = append(out.Links, link)
 		}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return slices.Compact(out), nil
+	slices.SortFunc(out.Addrs, netip.Addr.Compare)
+	slices.SortFunc(out.Links, netip.Prefix.Compare)
+	out.Addrs, out.Links = slices.Compact(out.Addrs), slices.Compact(out.Links)
+	return out, nil
 }

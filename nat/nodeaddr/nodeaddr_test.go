@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,11 +27,11 @@ func TestKernelWatch(t *testing.T) {
 	defer l.Close()
 	node := l.Nodes[0]
 
-	seen := make(chan []netip.Addr, 64)
+	seen := make(chan Addrs, 64)
 	watching, stop := context.WithCancel(ctx)
 	ended := make(chan error)
 	go func() {
-		ended <- node.Do(func() error { return Watch(watching, "cni0", func(a []netip.Addr) { seen <- a }) })
+		ended <- node.Do(func() error { return Watch(watching, "cni0", func(a Addrs) { seen <- a }) })
 	}()
 	extra := netip.MustParsePrefix("198.51.100.7/32")
 	await := func(what string, want bool) {
@@ -38,7 +39,8 @@ func TestKernelWatch(t *testing.T) {
 		for {
 			select {
 			case addrs := <-seen:
-				if slices.Contains(addrs, extra.Addr()) == want && slices.Contains(addrs, netip.MustParseAddr("192.0.2.11")) {
+				if slices.Contains(addrs.Addrs, extra.Addr()) == want && slices.Contains(addrs.Addrs, netip.MustParseAddr("192.0.2.11")) {
+					checkLinks(t, addrs.Links)
 					return
 				}
 			case <-ctx.Done():
@@ -63,7 +65,8 @@ func TestKernelWatch(t *testing.T) {
 	if err := node.AddAddr("eth0", other); err != nil {
 		t.Fatal(err)
 	}
-	for addrs := range seen {
+	for a := range seen {
+		addrs := a.Addrs
 		if slices.Contains(addrs, extra.Addr()) || slices.ContainsFunc(addrs, netip.MustParsePrefix("10.244.0.0/16").Contains) {
 			t.Fatalf("got %v, with addresses of the interface to leave out", addrs)
 		}
@@ -74,5 +77,18 @@ func TestKernelWatch(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// checkLinks checks that links are the lab's, none of a single address and none of the
+// interface to leave out.
+func checkLinks(t *testing.T, links []netip.Prefix) {
+	t.Helper()
+	var got []string
+	for _, l := range links {
+		got = append(got, l.String())
+	}
+	if want := "192.0.2.0/24 2001:db8::/64"; strings.Join(got, " ") != want {
+		t.Errorf("links %v, want %s", got, want)
 	}
 }

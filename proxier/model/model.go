@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package model holds the plain data that flows through Fairlead: the objects
-// as sources deliver them (Service, EndpointSlice, ServiceCIDR, Node) and what the
+// as sources deliver them (Service, EndpointSlice, ServiceCIDR, Pod, Node) and what the
 // resolver makes of them for one node and one address family (ServicePort,
 // Snapshot).
 //
@@ -191,7 +191,44 @@ type Node struct {
 	ToBeDeleted bool
 }
 
-// Warning is something that is wrong with a Service, for those who use it.
+// Pod is a pod of the agent's own node that has host ports, from when it has an
+// address until all its containers have ended. Sources leave out all others, and
+// those in the node's own network.
+type Pod struct {
+	Key ObjectKey
+	// UID tells the pod from others that have had its name.
+	UID string
+	// IPs has at most one address per family.
+	IPs []netip.Addr
+	// HostPorts has no two elements with the same HostIP, Protocol and HostPort.
+	HostPorts []HostPort
+	// Started is when the node took the pod on, and Wired when its network was last
+	// made, as far as is known: after a restart of the node a pod may show an address
+	// that is another's by now.
+	Started, Wired time.Time
+}
+
+// IP returns the pod's address of family f, invalid where it has none.
+func (p *Pod) IP(f Family) netip.Addr {
+	for _, ip := range p.IPs {
+		if FamilyOf(ip) == f {
+			return ip
+		}
+	}
+	return netip.Addr{}
+}
+
+// HostPort is a port of the node that leads to one of a pod.
+type HostPort struct {
+	Protocol Protocol
+	// HostPort and ContainerPort are never 0.
+	HostPort, ContainerPort uint16
+	// HostIP is the address of the node that the port is on: invalid for all of
+	// every family that the pod has, unspecified for all of one.
+	HostIP netip.Addr
+}
+
+// Warning is something that is wrong with a Service or a Pod, for those who use it.
 type Warning struct {
 	// Field is the path of the value that it is about, like "spec.ports[0]". Of
 	// two with the same field and reason, about the same version of a Service, the
@@ -207,6 +244,7 @@ type Changes struct {
 	Services       map[ObjectKey]*Service
 	EndpointSlices map[ObjectKey]*EndpointSlice
 	ServiceCIDRs   map[ObjectKey]*ServiceCIDR
+	Pods           map[ObjectKey]*Pod
 	// Node is nil where the step says nothing of the node.
 	Node *NodeChange
 	// NodeAddrs is nil where the step says nothing of the addresses that the
@@ -217,7 +255,12 @@ type Changes struct {
 }
 
 // NodeAddrs are the addresses that the node's interfaces have, sorted.
-type NodeAddrs struct{ Addrs []netip.Addr }
+type NodeAddrs struct {
+	Addrs []netip.Addr
+	// Links are the networks that the node has an address in: who has another of
+	// one is a neighbour. They have the bits of the host cleared.
+	Links []netip.Prefix
+}
 
 // NodeChange tells what became of the agent's own Node object.
 type NodeChange struct {

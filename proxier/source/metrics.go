@@ -18,7 +18,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Name: "fairlead_objects_refused_total",
 		Help: "Versions of objects that were refused, as a whole or in part, because they hold values that cannot be programmed safely.",
 	}, []string{"kind"})}
-	for _, kind := range []string{KindService, KindEndpointSlice, KindServiceCIDR, KindNode} {
+	for _, kind := range []string{KindService, KindEndpointSlice, KindServiceCIDR, KindPod, KindNode} {
 		m.refused.WithLabelValues(kind)
 	}
 	reg.MustRegister(m.refused)

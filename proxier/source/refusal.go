@@ -16,6 +16,7 @@ const (
 	KindService       = "Service"
 	KindEndpointSlice = "EndpointSlice"
 	KindServiceCIDR   = "ServiceCIDR"
+	KindPod           = "Pod"
 	KindNode          = "Node"
 )
 

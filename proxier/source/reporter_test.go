@@ -40,6 +40,7 @@ func TestMetricsHaveEveryKindFromTheStart(t *testing.T) {
 # TYPE fairlead_objects_refused_total counter
 fairlead_objects_refused_total{kind="EndpointSlice"} 0
 fairlead_objects_refused_total{kind="Node"} 0
+fairlead_objects_refused_total{kind="Pod"} 0
 fairlead_objects_refused_total{kind="Service"} 0
 fairlead_objects_refused_total{kind="ServiceCIDR"} 0
 `

@@ -81,6 +81,7 @@ func fairleadFlags(n Node) []string {
 	return []string{
 		"-v=2", "--kubeconfig=" + n.Kubeconfig, "--hostname-override=" + n.Label,
 		"--cluster-cidr=" + n.ClusterCIDR, "--iptables-variant=" + string(n.Variant),
+		"--pod-masquerade=off", "--state-file=", // kube-proxy does not masquerade pods
 	}
 }
 

@@ -42,6 +42,7 @@ type Client struct {
 	services       func(namespace string) lister[*corev1.ServiceList]
 	endpointSlices lister[*discoveryv1.EndpointSliceList]
 	serviceCIDRs   lister[*networkingv1.ServiceCIDRList]
+	pods           lister[*corev1.PodList]
 	nodes          lister[*corev1.NodeList]
 	events         func(namespace string) eventClient
 	// semantics tells client-go whether the server's lists can be streamed.
@@ -91,6 +92,7 @@ func newClient(config *rest.Config) (*Client, error) {
 		},
 		endpointSlices: gentype.NewClientWithList("endpointslices", discovery, params, "", newOf[discoveryv1.EndpointSlice], newOf[discoveryv1.EndpointSliceList]),
 		serviceCIDRs:   gentype.NewClientWithList("servicecidrs", networking, params, "", newOf[networkingv1.ServiceCIDR], newOf[networkingv1.ServiceCIDRList]),
+		pods:           gentype.NewClientWithList("pods", core, params, "", newOf[corev1.Pod], newOf[corev1.PodList]),
 		nodes:          gentype.NewClientWithList("nodes", core, params, "", newOf[corev1.Node], newOf[corev1.NodeList]),
 		events: func(namespace string) eventClient {
 			return gentype.NewClient("events", core, params, namespace, newOf[corev1.Event])

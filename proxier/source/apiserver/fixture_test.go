@@ -140,6 +140,7 @@ func clientOf(f *fake.Clientset) *Client {
 		services:       func(namespace string) lister[*corev1.ServiceList] { return f.CoreV1().Services(namespace) },
 		endpointSlices: f.DiscoveryV1().EndpointSlices(""),
 		serviceCIDRs:   f.NetworkingV1().ServiceCIDRs(),
+		pods:           f.CoreV1().Pods(""),
 		nodes:          f.CoreV1().Nodes(),
 		events:         func(namespace string) eventClient { return f.CoreV1().Events(namespace) },
 		semantics:      f,

@@ -82,6 +82,12 @@ func serviceCIDRs(client *Client, link *optional) cache.ListerWatcher {
 	return listWatch(client, link, "servicecidrs", client.serviceCIDRs, metav1.ListOptions{})
 }
 
+// pods are those of one node.
+func pods(client *Client, link *optional, nodeName string) cache.ListerWatcher {
+	return listWatch(client, link, "pods", client.pods,
+		metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", nodeName).String()})
+}
+
 func node(client *Client, link *link, name string) cache.ListerWatcher {
 	return listWatch(client, link, "nodes", client.nodes,
 		metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()})

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
@@ -28,14 +29,16 @@ type Config struct {
 	Client *Client
 	// NodeName is the name of the Node that the agent runs on.
 	NodeName string
+	// Pods is set where host ports of the node's Pods are wanted.
+	Pods bool
 	// Policy says which external addresses Services may have.
 	Policy source.Policy
 	// Metrics may be nil.
 	Metrics *source.Metrics
 }
 
-// Source reads Services, EndpointSlices, ServiceCIDRs and the agent's own Node
-// from the API server, and writes Events on those of which it refuses something.
+// Source reads Services, EndpointSlices, ServiceCIDRs, the agent's own Node and the
+// Pods on it from the API server, and writes Events on those of which it refuses something.
 // It uses little memory: the objects are stored as the model has them, and once.
 type Source struct {
 	config   Config
@@ -67,7 +70,9 @@ func New(config Config) (*Source, error) {
 //
 // The status turns to listed and complete once every Service and EndpointSlice
 // of the first list has been delivered, and the ServiceCIDRs and the Node, unless
-// that takes long, or the API server has no ServiceCIDRs or does not show them.
+// that takes long, or the API server has no ServiceCIDRs or does not show them. If
+// the Pods take long, the status is listed, and complete only once they are
+// delivered, too, or the API server has said that it does not show them.
 // That there is no Node is delivered once the Node has been asked for and was
 // not there.
 func (s *Source) Run(ctx context.Context, sink source.Sink) error {
@@ -97,16 +102,32 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 		return fmt.Errorf("make informer for nodes: %w", err)
 	}
 
+	shown := newOptional(s.link, "Cannot read this node's Pods, they have no host ports; let the agent list and watch pods, or start it with --host-ports=off")
+	pods, err := s.pods(ctx, events, shown, sink)
+	if err != nil {
+		return fmt.Errorf("make informer for pods: %w", err)
+	}
+	informers := []informer{services, slices, cidrs, node}
+	if s.config.Pods {
+		informers = append(informers, pods)
+	}
+
 	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
-	for _, i := range []informer{services, slices, cidrs, node} {
+	for _, i := range informers {
 		g.Go(func() error { i.RunWithContext(ctx); return nil })
 	}
 	g.Go(func() error {
 		if cache.WaitFor(ctx, "", services.delivered, slices.delivered) {
-			awaitRest(ctx, node, cidrs, ranges)
-			sink.Update(model.Changes{Status: &model.SourceStatus{Listed: true, Complete: true}})
+			limited, cancel := context.WithTimeout(ctx, restPatience)
+			defer cancel()
+			awaitRest(limited, ctx, node, cidrs, ranges)
+			complete := !s.config.Pods || delivered(limited, pods, shown)
+			sink.Update(model.Changes{Status: &model.SourceStatus{Listed: true, Complete: complete}})
 			klog.FromContext(ctx).Info("Listed Services and EndpointSlices")
+			if !complete && delivered(ctx, pods, shown) {
+				sink.Update(model.Changes{Status: &model.SourceStatus{Listed: true, Complete: true}})
+			}
 		}
 		return nil
 	})
@@ -148,17 +169,24 @@ const restPatience = 10 * time.Second
 // ServiceCIDRs, since rules depend on both: written without, they would be
 // written again with them. What cannot be read must not keep the rest from being
 // programmed.
-func awaitRest(ctx context.Context, node, cidrs informer, ranges *optional) {
-	limited, cancel := context.WithTimeout(ctx, restPatience)
-	defer cancel()
+func awaitRest(limited, ctx context.Context, node, cidrs informer, ranges *optional) {
 	if !cache.WaitFor(limited, "", node.delivered) && ctx.Err() == nil {
 		klog.FromContext(ctx).Error(nil, "Cannot read the Node, going on without its zone, addresses and pod CIDRs", "after", restPatience)
 	}
+	delivered(limited, cidrs, ranges) // the link tells if not
+}
+
+// delivered waits until the first list of what is optional has been delivered, or
+// the API server has said that there is none to read. It returns false if ctx ends
+// before.
+func delivered(ctx context.Context, i informer, link *optional) bool {
 	select {
-	case <-cidrs.delivered.Done():
-	case <-ranges.absent:
-	case <-limited.Done(): // the link tells of it
+	case <-i.delivered.Done():
+	case <-link.absent:
+	case <-ctx.Done():
+		return false
 	}
+	return true
 }
 
 func (s *Source) services(ctx context.Context, events *eventWriter, sink source.Sink) (informer, error) {
@@ -190,6 +218,17 @@ func (s *Source) serviceCIDRs(ctx context.Context, events *eventWriter, link *op
 		handler(ctx, s.teller(events, source.KindServiceCIDR, "networking.k8s.io/v1"), source.SameServiceCIDR, deliver))
 }
 
+func (s *Source) pods(ctx context.Context, events *eventWriter, link *optional, sink source.Sink) (informer, error) {
+	deliver := func(key model.ObjectKey, v *model.Pod) {
+		sink.Update(model.Changes{Pods: map[model.ObjectKey]*model.Pod{key: v}})
+	}
+	return newInformer(&corev1.Pod{}, pods(s.config.Client, link, s.config.NodeName),
+		transform(func(pod *corev1.Pod) (*model.Pod, bool, []source.Refusal) {
+			return source.TranslatePod(pod, s.config.NodeName)
+		}),
+		handler(ctx, s.teller(events, source.KindPod, "v1"), source.SamePod, deliver))
+}
+
 func (s *Source) node(ctx context.Context, events *eventWriter, own *ownNode) (informer, error) {
 	deliver := func(_ model.ObjectKey, v *model.Node) { own.deliver(v) }
 	return newInformer(&corev1.Node{}, node(s.config.Client, s.link, s.config.NodeName),
@@ -203,6 +242,16 @@ func (s *Source) node(ctx context.Context, events *eventWriter, own *ownNode) (i
 func (s *Source) Warn(service model.ObjectKey, warning model.Warning) {
 	if w := s.events.Load(); w != nil && w.limit.TryAccept() {
 		go w.warn(service, warning)
+	}
+}
+
+// WarnPod writes an Event about a Pod in the same way.
+func (s *Source) WarnPod(pod *model.Pod, warning model.Warning) {
+	if w := s.events.Load(); w != nil && w.limit.TryAccept() {
+		w.recorder.Event(&corev1.ObjectReference{
+			Kind: source.KindPod, APIVersion: "v1", Namespace: pod.Key.Namespace, Name: pod.Key.Name,
+			UID: types.UID(pod.UID), FieldPath: warning.Field,
+		}, corev1.EventTypeWarning, warning.Reason, note(warning.Message, ""))
 	}
 }
 

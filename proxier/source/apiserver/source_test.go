@@ -318,6 +318,7 @@ func TestRefusalsAreToldOncePerVersion(t *testing.T) {
 # TYPE fairlead_objects_refused_total counter
 fairlead_objects_refused_total{kind="EndpointSlice"} 1
 fairlead_objects_refused_total{kind="Node"} 0
+fairlead_objects_refused_total{kind="Pod"} 0
 fairlead_objects_refused_total{kind="Service"} 0
 fairlead_objects_refused_total{kind="ServiceCIDR"} 0
 `)); err != nil {

@@ -31,12 +31,14 @@ var (
 	serviceType       = header{"v1", source.KindService}
 	endpointSliceType = header{"discovery.k8s.io/v1", source.KindEndpointSlice}
 	serviceCIDRType   = header{"networking.k8s.io/v1", source.KindServiceCIDR}
+	podType           = header{"v1", source.KindPod}
 	nodeType          = header{"v1", source.KindNode}
 
 	anyList           = header{"v1", "List"}
 	serviceList       = header{"v1", "ServiceList"}
 	endpointSliceList = header{"discovery.k8s.io/v1", "EndpointSliceList"}
 	serviceCIDRList   = header{"networking.k8s.io/v1", "ServiceCIDRList"}
+	podList           = header{"v1", "PodList"}
 	nodeList          = header{"v1", "NodeList"}
 )
 
@@ -66,6 +68,8 @@ func (d *decoder) value(n *yaml.Node, implied header, depth int) *problem {
 		return d.endpointSlice(n)
 	case serviceCIDRType:
 		return d.serviceCIDR(n)
+	case podType:
+		return d.pod(n)
 	case nodeType:
 		return d.node(n)
 	case anyList:
@@ -76,6 +80,8 @@ func (d *decoder) value(n *yaml.Node, implied header, depth int) *problem {
 		return d.list(n, endpointSliceType, depth)
 	case serviceCIDRList:
 		return d.list(n, serviceCIDRType, depth)
+	case podList:
+		return d.list(n, podType, depth)
 	case nodeList:
 		return d.list(n, nodeType, depth)
 	}
@@ -159,6 +165,62 @@ func (d *decoder) serviceCIDR(n *yaml.Node) *problem {
 		serviceCIDR: value, used: used, refused: refused,
 	})
 	return nil
+}
+
+func (d *decoder) pod(n *yaml.Node) *problem {
+	var pod corev1.Pod
+	version, p := d.decode(n, &pod)
+	if p != nil {
+		return p
+	}
+	defaultPod(&pod, d.nodeName)
+	d.warnZeroPorts(n)
+	if pod.Spec.NodeName != d.nodeName {
+		return nil
+	}
+	value, used, refused := source.TranslatePod(&pod, d.nodeName)
+	d.objects = append(d.objects, &object{
+		id: id{source.KindPod, keyOf(pod.Namespace, pod.Name)}, line: n.Line, version: version,
+		pod: value, used: used, refused: refused,
+	})
+	return nil
+}
+
+// warnZeroPorts warns of host ports that are 0, which else mean that there is none:
+// nobody writes that who does not want one.
+func (d *decoder) warnZeroPorts(pod *yaml.Node) {
+	spec := at(pod, "spec")
+	for _, kind := range []string{"initContainers", "containers"} {
+		for _, container := range elements(at(spec, kind)) {
+			for _, port := range elements(at(container, "ports")) {
+				if n := at(port, "hostPort"); n != nil && n.Value == "0" && len(d.warnings) < maxWarnings {
+					d.warnings = append(d.warnings, warning{line: n.Line, text: "hostPort 0 is not a port number (1 to 65535), the container has none"})
+				}
+			}
+		}
+	}
+}
+
+// at returns a field of an object, nil where there is none.
+func at(n *yaml.Node, name string) *yaml.Node {
+	if n == nil {
+		return nil
+	}
+	if n = resolve(n); n.Kind != yaml.MappingNode {
+		return nil
+	}
+	if n = field(n, name); n == nil {
+		return nil
+	}
+	return resolve(n)
+}
+
+// elements returns those of a list, none where it is none.
+func elements(n *yaml.Node) []*yaml.Node {
+	if n == nil || n.Kind != yaml.SequenceNode {
+		return nil
+	}
+	return n.Content
 }
 
 func (d *decoder) node(n *yaml.Node) *problem {

@@ -101,6 +101,15 @@ func defaultClusterIPs(spec *corev1.ServiceSpec) {
 	}
 }
 
+// defaultPod fills in what the API server would, as far as it matters here. A pod
+// that is on no node is on this one: there is nobody else who would choose one.
+func defaultPod(pod *corev1.Pod, nodeName string) {
+	defaultNamespace(&pod.ObjectMeta)
+	if pod.Spec.NodeName == "" {
+		pod.Spec.NodeName = nodeName
+	}
+}
+
 // defaultEndpointSlice fills in what the API server would.
 func defaultEndpointSlice(slice *discoveryv1.EndpointSlice) {
 	defaultNamespace(&slice.ObjectMeta)

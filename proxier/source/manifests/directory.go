@@ -221,7 +221,7 @@ func (d *directory) step(ctx context.Context) (c model.Changes, ok bool) {
 	if d.status == nil || *d.status != status {
 		d.status, c.Status = &status, &status
 	}
-	return c, c.Services != nil || c.EndpointSlices != nil || c.ServiceCIDRs != nil || c.Node != nil || c.Status != nil
+	return c, c.Services != nil || c.EndpointSlices != nil || c.ServiceCIDRs != nil || c.Pods != nil || c.Node != nil || c.Status != nil
 }
 
 // targets returns the directories that symbolic links among the files lead to.

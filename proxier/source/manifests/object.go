@@ -30,6 +30,7 @@ type object struct {
 	service     *model.Service
 	slice       *model.EndpointSlice
 	serviceCIDR *model.ServiceCIDR
+	pod         *model.Pod
 	node        *model.Node
 
 	used    bool
@@ -52,6 +53,7 @@ func same(a, b *object) bool {
 	return source.SameService(a.service, b.service) &&
 		source.SameEndpointSlice(a.slice, b.slice) &&
 		source.SameServiceCIDR(a.serviceCIDR, b.serviceCIDR) &&
+		source.SamePod(a.pod, b.pod) &&
 		source.SameNode(a.node, b.node)
 }
 
@@ -76,6 +78,11 @@ func put(c *model.Changes, id id, o *object) {
 			c.ServiceCIDRs = map[model.ObjectKey]*model.ServiceCIDR{}
 		}
 		c.ServiceCIDRs[id.key] = o.serviceCIDR
+	case source.KindPod:
+		if c.Pods == nil {
+			c.Pods = map[model.ObjectKey]*model.Pod{}
+		}
+		c.Pods[id.key] = o.pod
 	case source.KindNode:
 		node := o.node
 		if node == nil {

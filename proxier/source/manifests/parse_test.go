@@ -103,8 +103,8 @@ func TestParseFinds(t *testing.T) {
 		{
 			name: "other kinds once each, and the same kinds of other groups",
 			text: "apiVersion: apps/v1\nkind: Deployment\nspec: [anything\n  ]\n---\napiVersion: v1\nkind: List\nitems:\n" +
-				"- {apiVersion: v1, kind: Pod}\n- {apiVersion: v1, kind: Pod}\n- {apiVersion: serving.knative.dev/v1, kind: Service}\n",
-			want: []string{"1: ignored: apps/v1 Deployment", "9: ignored: v1 Pod", "11: ignored: serving.knative.dev/v1 Service"},
+				"- {apiVersion: v1, kind: Secret}\n- {apiVersion: v1, kind: Secret}\n- {apiVersion: serving.knative.dev/v1, kind: Service}\n",
+			want: []string{"1: ignored: apps/v1 Deployment", "9: ignored: v1 Secret", "11: ignored: serving.knative.dev/v1 Service"},
 		},
 		{
 			name: "unknown fields as warnings with their line",

@@ -6,7 +6,7 @@
 // It reads the files whose names end in .yaml, .yml or .json and do not start
 // with a dot, in no subdirectory, and follows symbolic links, as a mounted
 // ConfigMap needs it. A file holds any number of Services, EndpointSlices,
-// ServiceCIDRs, Nodes and lists of them.
+// ServiceCIDRs, Pods, Nodes and lists of them.
 //
 // What it never does is to take a file that makes no sense for a file that
 // holds nothing: the last good content stays in use, and objects of a file that
@@ -41,8 +41,8 @@ const (
 type Config struct {
 	// Dir is the directory. It need not be there yet.
 	Dir string
-	// NodeName is the name of the Node that the agent runs on. Other Nodes are
-	// ignored.
+	// NodeName is the name of the Node that the agent runs on. Other Nodes, and
+	// Pods on them, are ignored.
 	NodeName string
 	// Policy says which external addresses Services may have.
 	Policy source.Policy

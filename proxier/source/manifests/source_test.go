@@ -285,6 +285,7 @@ func TestRefusalsNameTheirPlace(t *testing.T) {
 # TYPE fairlead_objects_refused_total counter
 fairlead_objects_refused_total{kind="EndpointSlice"} 1
 fairlead_objects_refused_total{kind="Node"} 0
+fairlead_objects_refused_total{kind="Pod"} 0
 fairlead_objects_refused_total{kind="Service"} 1
 fairlead_objects_refused_total{kind="ServiceCIDR"} 0
 `
@@ -295,14 +296,14 @@ fairlead_objects_refused_total{kind="ServiceCIDR"} 0
 
 func TestOtherKindsAndUnknownFieldsAreToldOnce(t *testing.T) {
 	f := newFolder(t).made()
-	pod := "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n"
+	pod := "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\n"
 	f.write("a.yaml", docs(pod, svc("web", "10.96.0.1")+"colour: red\n", pod))
 	r := start(t, f)
 	r.WaitFor("web", has(map[string]string{"web": "10.96.0.1"}))
 	f.replace("b.yaml", docs(pod, svc("api", "10.96.0.2")))
 	f.replace("a.yaml", docs(pod, svc("web", "10.96.0.1")+"colour: red\n", pod, svc("more", "10.96.0.3")))
 	r.WaitFor("the others", has(map[string]string{"web": "10.96.0.1", "api": "10.96.0.2", "more": "10.96.0.3"}))
-	if got := r.logs.Matching("Ignored objects of a kind", `kind="v1 Pod"`, `first="`+f.file("a.yaml")+`:1"`); len(got) != 1 {
+	if got := r.logs.Matching("Ignored objects of a kind", `kind="v1 Secret"`, `first="`+f.file("a.yaml")+`:1"`); len(got) != 1 {
 		t.Errorf("the kind is told %d times: %q", len(got), r.logs.Lines())
 	}
 	if got := r.logs.Matching("Ignored a part of an object", f.file("a.yaml")+":9", `unknown field \"colour\"`); len(got) != 1 {

@@ -221,6 +221,45 @@ func CheckNode(n *model.Node) error {
 	return checkPrefixes(n.PodCIDRs)
 }
 
+// CheckPod returns an error that names the invariant that p breaks.
+func CheckPod(p *model.Pod) error {
+	if err := checkNames(p.Key, subdomain); err != nil {
+		return err
+	}
+	if len(p.UID) > 128 {
+		return fmt.Errorf("UID of %d bytes", len(p.UID))
+	}
+	families := map[model.Family]bool{}
+	for _, ip := range p.IPs {
+		if err := checkAddr(ip); err != nil {
+			return err
+		}
+		if isTwice(families, model.FamilyOf(ip)) {
+			return fmt.Errorf("two addresses of one family in %v", p.IPs)
+		}
+	}
+	if len(p.IPs) == 0 || len(p.HostPorts) == 0 || len(p.HostPorts) > 20000 {
+		return fmt.Errorf("%d addresses and %d host ports", len(p.IPs), len(p.HostPorts))
+	}
+	seen := map[model.HostPort]bool{}
+	for _, h := range p.HostPorts {
+		if h.HostPort == 0 || h.ContainerPort == 0 {
+			return fmt.Errorf("port 0 in %+v", h)
+		}
+		if h.Protocol != model.TCP && h.Protocol != model.UDP && h.Protocol != model.SCTP {
+			return fmt.Errorf("protocol %q", h.Protocol)
+		}
+		ip := h.HostIP
+		if ip.IsValid() && (ip.Zone() != "" || ip.Is4In6() || ip.IsMulticast() || ip.Is6() && ip.IsLoopback()) {
+			return fmt.Errorf("host IP %v", ip)
+		}
+		if h.ContainerPort = 0; isTwice(seen, h) {
+			return fmt.Errorf("host port %+v twice", h)
+		}
+	}
+	return nil
+}
+
 // CheckChanges returns an error that names the first invariant that is broken
 // in a step, in any order.
 func CheckChanges(c model.Changes) error {
@@ -255,6 +294,17 @@ func CheckChanges(c model.Changes) error {
 		}
 		if err := CheckServiceCIDR(cidr); err != nil {
 			return fmt.Errorf("service CIDR %v: %w", key, err)
+		}
+	}
+	for key, pod := range c.Pods {
+		if pod == nil {
+			continue
+		}
+		if pod.Key != key {
+			return fmt.Errorf("pod %v under the key %v", pod.Key, key)
+		}
+		if err := CheckPod(pod); err != nil {
+			return fmt.Errorf("pod %v: %w", key, err)
 		}
 	}
 	if c.Node != nil && c.Node.Node != nil {

@@ -20,6 +20,7 @@ type State struct {
 	Services       map[model.ObjectKey]*model.Service
 	EndpointSlices map[model.ObjectKey]*model.EndpointSlice
 	ServiceCIDRs   map[model.ObjectKey]*model.ServiceCIDR
+	Pods           map[model.ObjectKey]*model.Pod
 	// Node is what the last step with a NodeChange told, nil before.
 	Node   *model.NodeChange
 	Status model.SourceStatus
@@ -46,6 +47,7 @@ func NewRecorder(t testing.TB) *Recorder {
 			Services:       map[model.ObjectKey]*model.Service{},
 			EndpointSlices: map[model.ObjectKey]*model.EndpointSlice{},
 			ServiceCIDRs:   map[model.ObjectKey]*model.ServiceCIDR{},
+			Pods:           map[model.ObjectKey]*model.Pod{},
 		},
 		changed: make(chan struct{}),
 	}
@@ -63,6 +65,7 @@ func (r *Recorder) Update(c model.Changes) {
 	apply(r.state.Services, c.Services)
 	apply(r.state.EndpointSlices, c.EndpointSlices)
 	apply(r.state.ServiceCIDRs, c.ServiceCIDRs)
+	apply(r.state.Pods, c.Pods)
 	if c.Node != nil {
 		r.state.Node = c.Node
 	}
@@ -114,6 +117,10 @@ func (s *State) String() string {
 	out += ", service CIDRs"
 	for key, cidr := range s.ServiceCIDRs {
 		out += fmt.Sprintf(" %v=%v", key.Name, cidr.CIDRs)
+	}
+	out += ", pods"
+	for key, pod := range s.Pods {
+		out += fmt.Sprintf(" %v=%v", key, pod.IPs)
 	}
 	return out
 }

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"fairlead/iptables/ruleset"
+	"fairlead/nat/egress"
+	"fairlead/nat/sysctl"
+	"fairlead/portmap"
+	"fairlead/proxier/model"
+	"fairlead/proxier/source"
+)
+
+// beside makes what the agent does beside Services: what pods send to the outside, and
+// host ports. It is the same in every mode.
+type beside struct {
+	cfg      *config
+	node     *nodeKernel
+	settings *sysctl.Settings
+	owns     *ownership
+	egress   *egressConfig
+	ports    *hostPortMetrics
+	warner   podWarner // may be nil
+}
+
+func newBeside(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings, src source.Source, reg prometheus.Registerer) *beside {
+	b := &beside{
+		cfg: cfg, node: node, settings: settings, owns: newOwnership(cfg.stateFile, reg),
+		egress: readEgress(ctx, cfg), ports: newHostPortMetrics(reg, node.families),
+	}
+	b.warner, _ = src.(podWarner) // as apiserver's is; a directory has nowhere to write Events
+	return b
+}
+
+// contributions are a mode's, and those beside it.
+func (c *config) contributions(ctx context.Context, f model.Family, cmds ruleset.Commands, mode ruleset.Contribution) []ruleset.Contribution {
+	return append([]ruleset.Contribution{mode}, besideMode(ctx, f, cmds, switchFlag(c.hostPorts), c.hostPortsLocalhost)...)
+}
+
+// besideMode are the contributions beside a mode's. The chains of host ports are not
+// ours to write while they have rules of others, unless host ports are to be ours by all
+// means.
+func besideMode(ctx context.Context, f model.Family, cmds ruleset.Commands, hostPorts switchFlag, localhost bool) []ruleset.Contribution {
+	out := []ruleset.Contribution{egress.Contribution()}
+	for _, k := range portmap.Keys() {
+		if hostPorts != switchOn && portmap.Foreign(cmds.List(ctx, ruleset.SystemExec{}, k)) {
+			return out
+		}
+	}
+	return append(out, portmap.Contribution(portmap.Config{Family: f, Localhost: localhost}))
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
+
+	"fairlead/iptables/ruleset"
+	"fairlead/nat/egress"
+	"fairlead/nat/nft"
+	"fairlead/proxier"
+	"fairlead/proxier/model"
+)
+
+// podEgress contributes what pods of one family need to reach the outside.
+type podEgress struct {
+	family model.Family
+	// when is whether to: on, off, or auto, which leaves it to others who do.
+	when switchFlag
+	// clusterCIDRs are those of the family, and random whether source ports are.
+	clusterCIDRs []netip.Prefix
+	random       bool
+	config       *egressConfig
+	engine       *ruleset.Engine
+	others       func(ctx context.Context) egress.Others
+	owned        func(owned bool, reason string)
+
+	// who masquerades already, as last looked; rules and staged are what was last
+	// decided.
+	who            string
+	looked, staged bool
+	rules          egress.Rules
+	from           *egress.Config
+}
+
+var _ proxier.Contributor = (*podEgress)(nil)
+
+// Contribute implements proxier.Contributor.
+func (e *podEgress) Contribute(ctx context.Context, d proxier.Desired) {
+	config := e.config.current.Load()
+	if config == nil && e.when != switchOff { // what an earlier agent has made of the file is the best there is
+		if err := e.engine.Adopt(ctx, egress.Keys()...); err != nil {
+			klog.FromContext(ctx).V(2).Info("Cannot read what is masqueraded, the sync to come tells", "reason", err.Error())
+		}
+		e.owned(false, egress.ErrUnknown.Error())
+		return
+	}
+	pods := e.pods(d)
+	if e.when == switchAuto && len(pods) > 0 && (!e.looked || d.Verify) {
+		e.who, e.looked = e.others(ctx).Who(pods), true
+	}
+	rules := egress.Rules{IPv6: e.family == model.IPv6, RandomFully: e.random}
+	reason := ""
+	switch {
+	case e.when == switchOff:
+		reason = "--pod-masquerade=off"
+	case len(pods) == 0:
+		reason = "it is not known which addresses pods have; give --cluster-cidr"
+	case e.when == switchAuto && e.who != "":
+		reason = "done by " + e.who
+	default:
+		rules.Pods, rules.Config = pods, *config
+	}
+	e.owned(reason == "", reason)
+	if e.staged && e.from == config && slices.Equal(e.rules.Pods, rules.Pods) {
+		return
+	}
+	e.rules, e.from, e.staged = rules, config, true
+	e.engine.Stage(rules.Chains())
+}
+
+// pods returns where pods of the cluster have their addresses. Unless told to do it
+// by all means, this node's pods are not enough to know: to those of others, pods
+// come with their own addresses.
+func (e *podEgress) pods(d proxier.Desired) []netip.Prefix {
+	if len(e.clusterCIDRs) == 0 && e.when == switchOn {
+		return d.Node.PodCIDRs
+	}
+	return e.clusterCIDRs
+}
+
+// othersOf returns what others have in one family by which they may masquerade.
+func othersOf(cmds ruleset.Commands) func(ctx context.Context) egress.Others {
+	return func(ctx context.Context) egress.Others {
+		chain := func(name string) []ruleset.Rule {
+			return cmds.List(ctx, ruleset.SystemExec{}, ruleset.ChainKey{Table: ruleset.NAT, Name: name})
+		}
+		tables, err := nft.Tables()
+		if err != nil {
+			klog.FromContext(ctx).Info("Cannot see who else masquerades by nf_tables", "reason", err.Error())
+		}
+		return egress.Others{Postrouting: chain("POSTROUTING"), Chain: chain, Tables: tables}
+	}
+}
+
+// podEgress returns what pods of one family need to reach the outside.
+func (b *beside) podEgress(ctx context.Context, f model.Family, engine *ruleset.Engine) *podEgress {
+	return &podEgress{
+		family: f, when: switchFlag(b.cfg.podMasquerade), clusterCIDRs: b.cfg.clusterCIDRs[f], random: b.cfg.masqueradeRandom,
+		config: b.egress, engine: engine, others: othersOf(b.node.commands[f]), owned: b.owns.of(ctx, f, ownsPodMasquerade),
+	}
+}
+
+// egressConfig is what to masquerade of what pods send.
+type egressConfig struct {
+	file    *egress.File
+	current atomic.Pointer[egress.Config] // nil while it is not known
+}
+
+// readEgress reads it for the first time. What is wrong with the file the log has.
+func readEgress(ctx context.Context, cfg *config) *egressConfig {
+	e := &egressConfig{file: egress.NewFile(cfg.masqConfig, cfg.egress)}
+	if c, _, err := e.file.Read(ctx); err == nil {
+		e.current.Store(&c)
+	}
+	return e
+}
+
+// follow calls changed when it is another than before, until ctx is done.
+func (e *egressConfig) follow(ctx context.Context, changed func()) {
+	e.file.Follow(ctx, func(c egress.Config) {
+		e.current.Store(&c)
+		changed()
+	})
+}
+
+// egressOptions are the flags of what pods send to the outside.
+type egressOptions struct {
+	podMasquerade    string
+	masqConfig       string
+	nonMasquerade    string
+	masqueradeRandom bool
+}
+
+func (o *egressOptions) register(fs *pflag.FlagSet) {
+	fs.StringVar(&o.podMasquerade, "pod-masquerade", string(switchAuto), "Whether to masquerade what pods (--cluster-cidr) send to the outside: on, off, or auto, which leaves it to others on the node that do it.")
+	fs.StringVar(&o.masqConfig, "ip-masq-config", egress.DefaultPath, "File of ip-masq-agent, in YAML or JSON, with what not to masquerade of it. It need not be there; changes take effect at once.")
+	fs.StringVar(&o.nonMasquerade, "non-masquerade-cidrs", "", "CIDRs, with commas between, to which pods come with their own addresses, where --ip-masq-config does not say. Not given, these are the private ones of IPv4: 10.0.0.0/8,172.16.0.0/12,192.168.0.0/16. Pods and addresses of the node always are.")
+	fs.BoolVar(&o.masqueradeRandom, "masquerade-random-fully", true, "Choose the source ports of what pods send to the outside at random, which makes it unlikely that two connections race for one.")
+}
+
+// config returns what holds where no file says otherwise.
+func (o *egressOptions) config(changed func(string) bool) (egress.Config, error) {
+	out := egress.Defaults()
+	if !switchFlag(o.podMasquerade).valid() {
+		return out, fmt.Errorf("--pod-masquerade %q is unknown; use auto, on or off", o.podMasquerade)
+	}
+	if !changed("non-masquerade-cidrs") {
+		return out, nil
+	}
+	var list []string
+	for _, part := range strings.Split(o.nonMasquerade, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			list = append(list, part)
+		}
+	}
+	var err error
+	if out.NonMasquerade, err = egress.ParseCIDRs(list); err != nil {
+		return out, fmt.Errorf("--non-masquerade-cidrs: %w", err)
+	}
+	return out, nil
+}
+
+// switchFlag is a flag that is on, off, or what auto finds out.
+type switchFlag string
+
+// The values of a switchFlag.
+const (
+	switchAuto switchFlag = "auto"
+	switchOn   switchFlag = "on"
+	switchOff  switchFlag = "off"
+)
+
+func (s switchFlag) valid() bool {
+	return slices.Contains([]switchFlag{switchAuto, switchOn, switchOff}, s)
+}

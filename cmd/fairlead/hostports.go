@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
+
+	"fairlead/iptables/ruleset"
+	"fairlead/nat/conntrack"
+	"fairlead/nat/nft"
+	"fairlead/portmap"
+	"fairlead/proxier"
+	"fairlead/proxier/model"
+)
+
+// hostPorts contributes the host ports of the node's pods in one family.
+type hostPorts struct {
+	family  model.Family
+	when    switchFlag
+	portmap *portmap.Portmap
+	engine  *ruleset.Engine
+	others  func(ctx context.Context) portmap.Others
+	owned   func(owned bool, reason string)
+	warner  podWarner // may be nil
+	metrics *hostPortMetrics
+
+	// taken names who has the chains that host ports need, and who, as last looked,
+	// does host ports in other ways.
+	taken, who string
+	looked     bool
+	// pods are all that there are, for when nobody else does host ports any more, and
+	// off is set while somebody does.
+	pods map[model.ObjectKey]*model.Pod
+	off  bool
+	// adopted are the host ports for UDP that there were at start, until they are
+	// taken over, and known is set once they have been.
+	adopted []conntrack.Frontend
+	known   bool
+	// udp are the host ports whose flows are to be looked at, with what they lead to
+	// now, invalid for nothing.
+	udp map[udpPort]netip.AddrPort
+}
+
+// udpPort is a host port for UDP, of one pod.
+type udpPort struct {
+	owner string
+	at    conntrack.Frontend
+}
+
+// podWarner tells the users of a Pod what is wrong with it. It does not block.
+type podWarner interface {
+	WarnPod(pod *model.Pod, w model.Warning)
+}
+
+var _ proxier.Contributor = (*hostPorts)(nil)
+
+// hostPorts returns the host ports of one family. They stay off where the chains that
+// they need are somebody else's.
+func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.Engine) *hostPorts {
+	cfg := b.cfg
+	passes, _ := b.settings.BridgeNetfilter(ctx, f) // the mode warns
+	forwarded := cfg.clusterCIDRs[f]
+	if switchFlag(cfg.podMasquerade) == switchOff {
+		forwarded = nil
+	}
+	h := &hostPorts{
+		family: f, when: switchFlag(cfg.hostPorts), engine: engine, others: hostPortsOf(b.node.commands[f], cfg.cniConfDir),
+		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, metrics: b.ports,
+		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]netip.AddrPort{},
+		portmap: portmap.New(portmap.Config{
+			Family: f, Localhost: cfg.hostPortsLocalhost, MasqueradeNeighbours: !passes, Protected: cfg.protected, Forwarded: forwarded,
+		}),
+	}
+	for _, k := range portmap.Keys() {
+		if !engine.Owns(k) {
+			h.taken = "CRI-O or an old kubelet (chain " + k.Name + ")"
+		}
+	}
+	return h
+}
+
+// Contribute implements proxier.Contributor.
+func (h *hostPorts) Contribute(ctx context.Context, d proxier.Desired) {
+	h.adopt(ctx)
+	for key, pod := range d.Pods {
+		if pod == nil {
+			delete(h.pods, key)
+		} else {
+			h.pods[key] = pod
+		}
+	}
+	if h.when == switchAuto && (!h.looked || d.Verify) {
+		h.who, h.looked = h.others(ctx).Who(), true
+	}
+	reason := ""
+	switch {
+	case h.when == switchOff:
+		reason = "--host-ports=off"
+	case h.taken != "":
+		reason = "done by " + h.taken
+	case h.who != "":
+		reason = "done by " + h.who
+	}
+	h.owned(reason == "", reason)
+	pods := d.Pods
+	if off := reason != ""; off != h.off { // all go, or come
+		h.off, pods = off, maps.Clone(h.pods)
+	}
+	if h.off {
+		pods = maps.Clone(pods)
+		for key := range pods {
+			pods[key] = nil
+		}
+	}
+	changes := h.portmap.Update(pods, portmap.Node{Addrs: d.Node.Addrs, Links: d.Node.Links})
+	if len(changes.Chains) > 0 {
+		h.engine.Stage(changes.Chains)
+	}
+	for _, m := range changes.Gone {
+		h.note(m, netip.AddrPort{})
+	}
+	for _, m := range changes.Fresh {
+		h.note(m, m.To)
+	}
+	h.tell(ctx, changes.Refused)
+	h.metrics.set(h.family, h.portmap)
+}
+
+// adopt notes which host ports for UDP an earlier agent has left. An error is left to
+// the sync to come, which reads the same rules.
+func (h *hostPorts) adopt(ctx context.Context) {
+	if h.known {
+		return
+	}
+	err := h.engine.Existing(ctx, ruleset.NAT, func(r ruleset.Rule) {
+		if addr, port, ok := portmap.UDPPort(r); ok {
+			h.adopted = append(h.adopted, conntrack.Frontend{Addr: addr, Port: port})
+		}
+	})
+	h.known = err == nil
+}
+
+// note notes where a host port leads to.
+func (h *hostPorts) note(m portmap.Mapping, to netip.AddrPort) {
+	if m.Protocol == model.UDP {
+		h.udp[udpPort{"pod " + m.Pod.String() + " " + m.UID, conntrack.Frontend{Addr: m.HostIP, Port: m.Number}}] = to
+	}
+}
+
+// tell tells which host ports no pod has got.
+func (h *hostPorts) tell(ctx context.Context, refused []portmap.Refused) {
+	for _, r := range refused {
+		klog.FromContext(ctx).Error(nil, "Refused a host port, the rest of the Pod's are used",
+			"ipFamily", h.family, "pod", r.Pod.Key, "hostPort", r.Port.String(), "reason", r.Reason)
+		h.metrics.refusals.WithLabelValues(h.family.String()).Inc()
+		if h.warner != nil {
+			h.warner.WarnPod(r.Pod, model.Warning{
+				Field: fmt.Sprintf("spec.containers.ports{%s}", r.Port), Reason: "FairleadRefused",
+				Message: fmt.Sprintf("Host port %s %s and is left out", r.Port, r.Reason),
+			})
+		}
+	}
+}
+
+// settle makes a table of flows have the host ports as they are now. Those on all of
+// the node's addresses are on these.
+func (h *hostPorts) settle(t *conntrack.Table, node proxier.NodeState) {
+	gone := func(to netip.AddrPort) bool { return !to.IsValid() }
+	for _, going := range []bool{true, false} { // what comes may be where another was
+		for p, to := range h.udp {
+			if gone(to) != going {
+				continue
+			}
+			owner := p.owner + " " + p.at.Addr.String() + " " + strconv.Itoa(int(p.at.Port))
+			if going {
+				t.Set(owner, nil, nil)
+				continue
+			}
+			at := []conntrack.Frontend{p.at}
+			if !p.at.Addr.IsValid() && !node.NodePorts.All {
+				at = nil
+				for _, a := range node.Addrs {
+					at = append(at, conntrack.Frontend{Addr: a, Port: p.at.Port})
+				}
+			}
+			t.Set(owner, at, []netip.AddrPort{to})
+		}
+	}
+	clear(h.udp)
+	t.Adopt(h.adopted...)
+	h.adopted = nil
+}
+
+// hostPortMetrics are the metrics of host ports.
+type hostPortMetrics struct {
+	ports    *prometheus.GaugeVec   // ip_family, state
+	refusals *prometheus.CounterVec // ip_family
+}
+
+func newHostPortMetrics(reg prometheus.Registerer, families []model.Family) *hostPortMetrics {
+	m := &hostPortMetrics{
+		ports: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "fairlead_host_ports",
+			Help: "Host ports of the node's pods, those that lead to their pod (mapped) and those that do not (refused): another pod has the port, or the node.",
+		}, []string{"ip_family", "state"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "fairlead_host_ports_refused_total",
+			Help: "How often a pod's host port was refused.",
+		}, []string{"ip_family"}),
+	}
+	for _, f := range families {
+		m.refusals.WithLabelValues(f.String())
+	}
+	reg.MustRegister(m.ports, m.refusals)
+	return m
+}
+
+func (m *hostPortMetrics) set(f model.Family, p *portmap.Portmap) {
+	mapped, refused := p.Len()
+	m.ports.WithLabelValues(f.String(), "mapped").Set(float64(mapped))
+	m.ports.WithLabelValues(f.String(), "refused").Set(float64(refused))
+}
+
+// hostPortOptions are the flags of host ports.
+type hostPortOptions struct {
+	hostPorts          string
+	hostPortsLocalhost bool
+	protectedPorts     []string
+	cniConfDir         string
+}
+
+func (o *hostPortOptions) register(fs *pflag.FlagSet) {
+	fs.StringVar(&o.hostPorts, "host-ports", string(switchAuto), "Whether to lead host ports of this node's Pods to them: on, off, or auto, which leaves it to a CNI plugin or a container runtime that does.")
+	fs.BoolVar(&o.hostPortsLocalhost, "host-ports-localhost", false, "Let host ports answer on 127.0.0.1 too. The kernel then routes packets for it (route_localnet), and those of neighbours are dropped.")
+	fs.StringSliceVar(&o.protectedPorts, "protected-ports", []string{"22/tcp", "6443/tcp", "10250/tcp", "8472/udp"}, "Ports of the node that no pod gets, besides the agent's own.")
+	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "Where CNI's configurations are, by which --host-ports=auto knows of CNI plugins.")
+}
+
+// config returns the ports of the node that no pod gets, those of the agent's own
+// servers among them.
+func (o *hostPortOptions) config(own ...string) (map[portmap.Port]string, error) {
+	if !switchFlag(o.hostPorts).valid() {
+		return nil, fmt.Errorf("--host-ports %q is unknown; use auto, on or off", o.hostPorts)
+	}
+	out := map[portmap.Port]string{}
+	for _, text := range o.protectedPorts {
+		number, proto, _ := strings.Cut(strings.TrimSpace(text), "/")
+		n, err := strconv.ParseUint(number, 10, 16)
+		p := model.Protocol(strings.ToUpper(proto))
+		if err != nil || n == 0 || !slices.Contains([]model.Protocol{model.TCP, model.UDP, model.SCTP}, p) {
+			return nil, fmt.Errorf("--protected-ports %q is not a port; write it like 22/tcp", text)
+		}
+		out[portmap.Port{Protocol: p, Number: uint16(n)}] = "among --protected-ports"
+	}
+	for _, addr := range own {
+		if ap, err := netip.ParseAddrPort(addr); err == nil {
+			out[portmap.Port{Protocol: model.TCP, Number: ap.Port()}] = "the agent's own"
+		}
+	}
+	return out, nil
+}
+
+// hostPortsOf returns what others have in one family by which they may do host ports.
+func hostPortsOf(cmds ruleset.Commands, cniConfDir string) func(ctx context.Context) portmap.Others {
+	return func(ctx context.Context) portmap.Others {
+		tables, err := nft.Tables()
+		if err != nil {
+			klog.FromContext(ctx).Info("Cannot see who else does host ports by nf_tables", "reason", err.Error())
+		}
+		return portmap.Others{
+			CNI: os.DirFS(cniConfDir), Tables: tables,
+			Chain: func(name string) []ruleset.Rule {
+				return cmds.List(ctx, ruleset.SystemExec{}, ruleset.ChainKey{Table: ruleset.NAT, Name: name})
+			},
+		}
+	}
+}

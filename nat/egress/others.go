@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package egress
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"fairlead/iptables/ruleset"
+)
+
+// Others is what there is on a node by which others may masquerade what pods send.
+type Others struct {
+	// Postrouting are the rules of POSTROUTING in table nat.
+	Postrouting []ruleset.Rule
+	// Chain returns the rules of a chain of table nat, none where it is not there.
+	Chain func(name string) []ruleset.Rule
+	// Tables are the names of the tables of nf_tables, of any family.
+	Tables []string
+}
+
+// other is somebody else who masquerades, and where that shows. POSTROUTING leads
+// there by way of the chain via.
+type other struct{ in, who, via string }
+
+// tables are those of nf_tables in which others masquerade what pods send.
+func tables() []other {
+	return []other{
+		{in: "kindnet-ipmasq", who: "kindnet"}, {in: "cni_plugins_masquerade", who: "a CNI plugin with ipMasq"},
+		{in: "flannel-ipv4", who: "flannel"}, {in: "flannel-ipv6", who: "flannel"},
+	}
+}
+
+// chains are those in which others have rules that masquerade, if they do. The
+// chains may be there without.
+func chains() []other {
+	return []other{
+		{"FLANNEL-POSTRTG", "flannel", "FLANNEL-POSTRTG"}, {"IP-MASQ-AGENT", "ip-masq-agent", "IP-MASQ-AGENT"},
+		{"KIND-MASQ-AGENT", "kindnet", "KIND-MASQ-AGENT"}, {"CILIUM_POST_nat", "Cilium", "CILIUM_POST_nat"},
+		{"cali-nat-outgoing", "Calico", "cali-POSTROUTING"},
+	}
+}
+
+// Who names who masquerades what pods with these addresses send, and the rule or
+// table that shows it; empty if nobody is seen to.
+func (o Others) Who(pods []netip.Prefix) string {
+	for _, t := range tables() {
+		if slices.Contains(o.Tables, t.in) {
+			return t.who + " (table " + t.in + " of nf_tables)"
+		}
+	}
+	for _, r := range o.Postrouting {
+		switch {
+		case !ofPods(string(r), pods):
+		case masquerades(r):
+			return "a rule in POSTROUTING (" + string(r) + ")"
+		case strings.HasPrefix(r.Target(), "CNI-"):
+			return "a CNI plugin with ipMasq (chain " + r.Target() + ")"
+		}
+	}
+	for _, c := range chains() {
+		via := func(r ruleset.Rule) bool { return r.Target() == c.via }
+		if slices.ContainsFunc(o.Postrouting, via) && slices.ContainsFunc(o.Chain(c.in), masquerades) {
+			return c.who + " (chain " + c.in + ")"
+		}
+	}
+	return ""
+}
+
+func masquerades(r ruleset.Rule) bool {
+	target := r.Target()
+	return target == "MASQUERADE" || target == "SNAT"
+}
+
+// ofPods tells whether a rule is for sources that are pods': it names some of their
+// addresses, or kube-router's set of them.
+func ofPods(rule string, pods []netip.Prefix) bool {
+	if strings.Contains(rule, "--match-set kube-router-pod-subnets src") {
+		return true
+	}
+	words := strings.Fields(rule)
+	i := slices.Index(words, "-s")
+	if i < 0 || i+1 >= len(words) || i > 0 && words[i-1] == "!" {
+		return false
+	}
+	src, err := netip.ParsePrefix(words[i+1])
+	return err == nil && slices.ContainsFunc(pods, src.Overlaps)
+}
