@@ -151,7 +151,9 @@ func (k *Kernel) UpdateDestination(key Key, d Destination) error {
 }
 
 // DeleteDestination removes a destination. The kernel drops packets of connections
-// to it.
+// to it. It remembers the destination for two minutes, and each that is added meanwhile
+// it looks for among all that it remembers (ip_vs_trash_get_dest in
+// net/netfilter/ipvs/ip_vs_ctl.c): what deletes many and adds them again is slow.
 func (k *Kernel) DeleteDestination(key Key, addr netip.AddrPort) error {
 	return k.destination("delete", k.handle.DelDestination, key, Destination{Addr: addr})
 }

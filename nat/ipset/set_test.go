@@ -403,7 +403,7 @@ func send(t *testing.T, h *kerneltest.Host, to netip.AddrPort) func() (sent, los
 // TestKernelSetLeftovers: what an earlier process has left when it ended while its
 // set grew is in nobody's way, and goes with the set.
 func TestKernelSetLeftovers(t *testing.T) {
-	h := kerneltest.New(t, kerneltest.Setup{Variant: ruleset.NFT})
+	h := kerneltest.New(t, kerneltest.Setup{Variant: ruleset.Legacy})
 	s := kernelSet{h, ipset.NewSet("A-SET-WITH-THE-LONGEST-NAME-OF-31"[:31], ipset.HashIPPort, false)}
 	h.Do("ipset", "create", s.Name(), "hash:ip,port", "maxelem", "10")
 	h.Do("ipset", "create", s.set.Spare(), "hash:ip", "family", "inet6")
@@ -423,7 +423,7 @@ func TestKernelSetLeftovers(t *testing.T) {
 // TestKernelSetOfOthers: a set as kube-proxy makes it is taken over, and kube-proxy
 // can take it back; one whose elements go by themselves is not.
 func TestKernelSetOfOthers(t *testing.T) {
-	h := kerneltest.New(t, kerneltest.Setup{Variant: ruleset.NFT})
+	h := kerneltest.New(t, kerneltest.Setup{Variant: ruleset.Legacy})
 	for i, k := range kinds(true) {
 		s := kernelSet{h, ipset.NewSet(fmt.Sprint("A", i), k.typ, true)}
 		theirs := []string{"create", "-exist", s.Name(), string(k.typ)}
