@@ -21,6 +21,7 @@ import (
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/fake"
 	"fairlead/nat"
+	"fairlead/nat/ipset"
 	fakeset "fairlead/nat/ipset/fake"
 	"fairlead/proxier"
 	"fairlead/proxier/health"
@@ -32,7 +33,7 @@ import (
 type node struct {
 	kernel  *fake.Kernel
 	sets    *fakeset.Sets
-	loops   *fakeset.Loops
+	loops   *fakeset.Set
 	tracker *proxier.Tracker
 	loop    *proxier.Loop
 }
@@ -46,11 +47,11 @@ func newNode(t *testing.T, f model.Family, compact bool) *node {
 		t.Fatal(err)
 	}
 	metrics := proxier.NewMetrics(reg, []model.Family{f})
-	n := &node{kernel: &fake.Kernel{}, sets: &fakeset.Sets{}, loops: &fakeset.Loops{SetName: nat.LoopBack(f == model.IPv6)}}
+	n := &node{kernel: &fake.Kernel{}, sets: &fakeset.Sets{}, loops: fakeset.NewSet(nat.LoopBack(f == model.IPv6), ipset.HashIPPortIP, f == model.IPv6)}
 	n.kernel.Refuse = func(_ ruleset.ChainKey, r ruleset.Rule) bool {
 		return n.loops.Missing(string(r)) || n.sets.Missing(string(r))
 	}
-	n.sets.Rules, n.loops.Rules = n.kernel.Save, n.kernel.Save
+	n.sets.Rules, n.loops.Kernel.Rules = n.kernel.Save, n.kernel.Save
 	n.tracker = proxier.NewTracker(proxier.TrackerConfig{Families: []model.Family{f}, Health: state, Metrics: metrics})
 	rules := iptables.RenderConfig{Family: f, MasqueradeBit: 14, LocalhostNodePorts: true, Compact: compact}
 	loopBack := ""
@@ -98,7 +99,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 			}
 			return nil
 		}
-		n.loops.Fault = n.sets.Fault
+		n.loops.Kernel.Fault = func(op string) error { return n.sets.Fault(op, "") }
 		go n.loop.Run(ctx)
 		w := newWorld(rnd)
 		n.tracker.Update(model.Changes{Status: &model.SourceStatus{Listed: true, Complete: true}})

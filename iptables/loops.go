@@ -23,13 +23,14 @@ type Loops interface {
 	// Name returns the name of the set.
 	Name() string
 	// List returns what is in the set; found is false where there is none.
-	List() (in []ipset.Loop, found bool, err error)
-	// Create makes the set. One that is there stays as it is.
-	Create() error
+	List() (in []ipset.Element, found bool, err error)
+	// Create makes the set, for as many elements as size says or more. One that is
+	// there stays as it is.
+	Create(size int) error
 	// Add adds elements, some of which may be there.
-	Add(...ipset.Loop) error
+	Add(...ipset.Element) error
 	// Remove removes elements, some of which may not be there.
-	Remove(...ipset.Loop) error
+	Remove(...ipset.Element) error
 	// Destroy removes the set. It fails while a rule names it, and for a moment
 	// after.
 	Destroy() error
@@ -41,7 +42,7 @@ func ProbeLoops(ctx context.Context, exec ruleset.Exec, cmds ruleset.Commands, l
 	if _, _, err := l.List(); err != nil {
 		return err
 	}
-	if err := l.Create(); err != nil {
+	if err := l.Create(0); err != nil {
 		return err
 	}
 	if err := probe(ctx, exec, cmds, "PROBE", idiom.Spec{More: nat.ReachesItself(l.Name())}.Jump("ACCEPT").Rule()); err != nil {
@@ -62,11 +63,11 @@ type loopSet struct {
 	// exists and have are known once listed is set. Of a set that is not wanted
 	// only exists counts.
 	listed, exists bool
-	have           map[ipset.Loop]bool
+	have           map[ipset.Element]bool
 	// uses counts the ports that want an element, and leaving are those of have
 	// that none wants.
-	uses    map[ipset.Loop]int
-	leaving map[ipset.Loop]bool
+	uses    map[ipset.Element]int
+	leaving map[ipset.Element]bool
 	// refused are the ports that have the ordinary form, and why.
 	refused map[model.ServicePortName]error
 	// problem is why the set could not be read or made.
@@ -79,8 +80,8 @@ type loopSet struct {
 
 func newLoopSet(kernel Loops, wanted bool) loopSet {
 	return loopSet{
-		kernel: kernel, wanted: wanted, have: map[ipset.Loop]bool{}, uses: map[ipset.Loop]int{},
-		leaving: map[ipset.Loop]bool{}, refused: map[model.ServicePortName]error{},
+		kernel: kernel, wanted: wanted, have: map[ipset.Element]bool{}, uses: map[ipset.Element]int{},
+		leaving: map[ipset.Element]bool{}, refused: map[model.ServicePortName]error{},
 	}
 }
 
@@ -102,13 +103,13 @@ func (s *loopSet) check(verify bool) []model.ServicePortName {
 		return nil
 	}
 	if !s.exists {
-		if s.problem = s.kernel.Create(); s.problem != nil {
+		if s.problem = s.kernel.Create(len(s.uses)); s.problem != nil {
 			s.listed = false
 			return nil
 		}
 		s.exists = true
 	}
-	var gone []ipset.Loop
+	var gone []ipset.Element
 	for e := range s.uses {
 		if !s.have[e] {
 			gone = append(gone, e)
@@ -126,8 +127,11 @@ func (s *loopSet) read() error {
 		s.exists = false
 		return err
 	}
-	s.exists, s.have, s.leaving = found, make(map[ipset.Loop]bool, len(in)), map[ipset.Loop]bool{}
+	s.exists, s.have, s.leaving = found, make(map[ipset.Element]bool, len(in)), map[ipset.Element]bool{}
 	for _, e := range in {
+		if !e.IsLoop() { // which somebody else must have added
+			continue
+		}
 		s.have[e] = true
 		if s.uses[e] == 0 {
 			s.leaving[e] = true
@@ -137,7 +141,7 @@ func (s *loopSet) read() error {
 }
 
 // add adds elements that are not there.
-func (s *loopSet) add(loops []ipset.Loop) error {
+func (s *loopSet) add(loops []ipset.Element) error {
 	if len(loops) == 0 {
 		return nil
 	}
@@ -153,7 +157,7 @@ func (s *loopSet) add(loops []ipset.Loop) error {
 
 // ensure adds what a port needs and is not there, and returns what it needs then.
 // ok is false where the kernel refuses: the port is to have the ordinary form.
-func (s *loopSet) ensure(p *model.ServicePort) (_ []ipset.Loop, ok bool) {
+func (s *loopSet) ensure(p *model.ServicePort) (_ []ipset.Element, ok bool) {
 	loops := loopsOf(p)
 	if err := s.add(s.lacks(loops)); err != nil {
 		s.refused[p.Name] = err
@@ -163,12 +167,12 @@ func (s *loopSet) ensure(p *model.ServicePort) (_ []ipset.Loop, ok bool) {
 }
 
 // lacks returns those of loops that are not in the set.
-func (s *loopSet) lacks(loops []ipset.Loop) []ipset.Loop {
-	return slices.DeleteFunc(slices.Clone(loops), func(e ipset.Loop) bool { return s.have[e] })
+func (s *loopSet) lacks(loops []ipset.Element) []ipset.Element {
+	return slices.DeleteFunc(slices.Clone(loops), func(e ipset.Element) bool { return s.have[e] })
 }
 
 // replace notes what a port wants in the place of what it wanted.
-func (s *loopSet) replace(old, now []ipset.Loop) {
+func (s *loopSet) replace(old, now []ipset.Element) {
 	for _, e := range now {
 		s.uses[e]++
 		delete(s.leaving, e)
@@ -219,10 +223,10 @@ func (s *loopSet) report(out *proxier.Report) {
 }
 
 // loopsOf returns the endpoints of a port that may reach themselves, as elements.
-func loopsOf(p *model.ServicePort) []ipset.Loop {
-	var out []ipset.Loop
+func loopsOf(p *model.ServicePort) []ipset.Element {
+	var out []ipset.Element
 	for _, ep := range p.MayReachThemselves() {
-		out = append(out, ipset.Loop{Protocol: idiom.ProtocolNumber(p.Name.Protocol), AddrPort: ep})
+		out = append(out, ipset.Loop(idiom.ProtocolNumber(p.Name.Protocol), ep))
 	}
 	return slices.Clip(out)
 }

@@ -26,13 +26,25 @@ type loopHost struct {
 	t     *testing.T
 	k     *fake.Kernel
 	sets  *fakeset.Sets
-	loops *fakeset.Loops
+	loops *fakeset.Set
+	// calls are the operations on loops that were asked for, by their verbs, since it
+	// was emptied; fault may have one fail.
+	calls []string
+	fault func(verb string) error
 }
 
 func newLoopHost(t *testing.T) *loopHost {
 	h := &loopHost{t: t, loops: fakeLoops(model.IPv4)}
 	h.k, h.sets = fakeHost()
-	h.loops.Rules = h.k.Save
+	h.loops.Kernel.Rules = h.k.Save
+	h.loops.Kernel.Fault = func(op string) error {
+		verb, _, _ := strings.Cut(op, " ")
+		h.calls = append(h.calls, verb)
+		if h.fault != nil {
+			return h.fault(verb)
+		}
+		return nil
+	}
 	clients := h.k.Refuse
 	h.k.Refuse = func(k ruleset.ChainKey, r ruleset.Rule) bool { return clients(k, r) || h.loops.Missing(string(r)) }
 	return h
@@ -51,7 +63,7 @@ func (h *loopHost) check(what string, want []string) {
 	}
 	got := map[string]bool{}
 	for e := range in {
-		got[map[uint8]string{6: "tcp ", 17: "udp ", 132: "sctp "}[e.Protocol]+e.AddrPort.String()] = true
+		got[map[uint8]string{6: "tcp ", 17: "udp ", 132: "sctp "}[e.Protocol]+netip.AddrPortFrom(e.Addr, e.Port).String()] = true
 	}
 	if diff := cmp.Diff(want, slices.Sorted(maps.Keys(got))); diff != "" && len(want)+len(got) > 0 {
 		h.t.Errorf("%s: in the set (-want +got):\n%s", what, diff)
@@ -100,10 +112,10 @@ func TestLoopsFollowTheChange(t *testing.T) {
 			[]*model.ServicePort{with(port(portName("shop", "far", "", model.TCP), "10.96.0.3", 80, "10.244.9.9:80"), nodePort, externalLocal())},
 			[]string{"add"}, []string{"sctp " + two, "tcp " + one, "tcp 10.244.9.9:80", "udp " + two}},
 	} {
-		h.loops.Ops()
+		h.calls = nil
 		s, names := snapshot(tt.ports...)
 		a.syncChanged(s, names)
-		if diff := cmp.Diff(tt.ops, h.loops.Ops()); diff != "" {
+		if diff := cmp.Diff(tt.ops, h.calls); diff != "" {
 			t.Errorf("%s: operations on the set (-want +got):\n%s", tt.name, diff)
 		}
 		h.check(tt.name, tt.want)
@@ -119,7 +131,7 @@ func TestLoopsRestart(t *testing.T) {
 	h := newLoopHost(t)
 	web := hosted("web", "10.96.0.1", model.TCP, "10.244.0.1:80")
 	h.agent(compact(v4())).sync(web)
-	h.loops.Ops()
+	h.calls = nil
 	got := written(h.k, func() {
 		if r := h.agent(compact(v4())).sync(web); r.Written > 0 {
 			t.Errorf("after a restart, %d objects were written, want none", r.Written)
@@ -128,14 +140,19 @@ func TestLoopsRestart(t *testing.T) {
 	if len(got) > 0 {
 		t.Errorf("the restart ran %d restores, want none", len(got))
 	}
-	if diff := cmp.Diff([]string{"list"}, h.loops.Ops()); diff != "" {
+	if diff := cmp.Diff([]string{"list"}, h.calls); diff != "" {
 		t.Errorf("operations on the set (-want +got):\n%s", diff)
 	}
-	if err := h.loops.Add(ipset.Loop{Protocol: 6, AddrPort: netip.MustParseAddrPort("10.244.0.7:80")}); err != nil {
+	if err := h.loops.Add(ipset.Loop(6, netip.MustParseAddrPort("10.244.0.7:80"))); err != nil {
 		t.Fatal(err)
 	}
 	h.agent(compact(v4())).sync(web)
 	h.check("a leftover", []string{"tcp 10.244.0.1:80"})
+	others := ipset.Loop(6, netip.MustParseAddrPort("10.244.0.7:80"))
+	others.Net = ipset.Single(netip.MustParseAddr("10.244.0.8"))
+	h.loops.Kernel.Put(h.loops.Name(), ipset.HashIPPortIP, false, others)
+	h.agent(compact(v4())).sync(web)
+	h.check("of two addresses, which is somebody else's", []string{"tcp 10.244.0.1:80", "tcp 10.244.0.7:80"})
 }
 
 // TestLoopsNothingRemoved: while nothing may be removed, nothing is.
@@ -170,7 +187,7 @@ func TestLoopsHeal(t *testing.T) {
 	s, _ := snapshot(web)
 	for name, harm := range map[string]func() error{
 		"an element removed": func() error {
-			return h.loops.Remove(ipset.Loop{Protocol: 6, AddrPort: netip.MustParseAddrPort("10.244.0.2:80")})
+			return h.loops.Remove(ipset.Loop(6, netip.MustParseAddrPort("10.244.0.2:80")))
 		},
 		"the set destroyed": func() error {
 			h.k.Flush(ruleset.NAT)
@@ -193,8 +210,8 @@ func TestLoopsHeal(t *testing.T) {
 func TestLoopRefused(t *testing.T) {
 	h := newLoopHost(t)
 	a := h.agent(compact(v4()))
-	h.loops.Fault = func(op, _ string) error {
-		if op == "add" {
+	h.fault = func(verb string) error {
+		if verb == "add" {
 			return errors.New("set is full")
 		}
 		return nil
@@ -204,7 +221,7 @@ func TestLoopRefused(t *testing.T) {
 	s, names := snapshot(web, far)
 	d := proxier.Desired{Snapshot: s, Node: everywhere, Changed: names, Prune: true}
 	r, err := a.Sync(context.Background(), d)
-	want := []string{"shop/web/tcp: compact rules: add set KUBE-LOOP-BACK: set is full"}
+	want := []string{"shop/web/tcp: compact rules: add KUBE-LOOP-BACK: set is full"}
 	if diff := cmp.Diff(want, r.Refused); err != nil || diff != "" {
 		t.Errorf("Sync() = %v, refused (-want +got):\n%s", err, diff)
 	}
@@ -213,7 +230,7 @@ func TestLoopRefused(t *testing.T) {
 	if got := h.k.Save(); strings.Contains(got, endpointChain(far.Name, far.Endpoints[0].AddrPort)) {
 		t.Errorf("the port without endpoints here is not compact:\n%s", got)
 	}
-	h.loops.Fault = nil
+	h.fault = nil
 	d.Changed, d.Verify = nil, true
 	if r, err := a.Sync(context.Background(), d); err != nil || len(r.Refused) > 0 {
 		t.Errorf("check after the fault = %+v, %v", r, err)

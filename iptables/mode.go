@@ -52,7 +52,7 @@ type portState struct {
 	chains    []string
 	shared    []idiom.Place
 	sets      map[string]bool
-	loops     []ipset.Loop
+	loops     []ipset.Element
 	endpoints int
 }
 
@@ -127,7 +127,7 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 // fillLoops adds what ports need of the set of endpoints that reach themselves, of
 // all in one go. Where the kernel refuses, each port tries by itself.
 func (m *Mode) fillLoops(changed map[model.ServicePortName]bool, s *model.Snapshot) {
-	lacks := map[ipset.Loop]bool{}
+	lacks := map[ipset.Element]bool{}
 	for name, is := range changed {
 		if p := s.Get(name); is && p != nil && m.render.compacts(p) {
 			for _, e := range m.loops.lacks(loopsOf(p)) {

@@ -21,6 +21,7 @@ import (
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/fake"
 	"fairlead/nat"
+	"fairlead/nat/ipset"
 	fakeset "fairlead/nat/ipset/fake"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
@@ -83,7 +84,7 @@ func fakeAgentWithSets(t *testing.T, k *fake.Kernel, sets Sets, cfg RenderConfig
 	return fakeAgentWithLoops(t, k, sets, nil, cfg)
 }
 
-func fakeAgentWithLoops(t *testing.T, k *fake.Kernel, sets Sets, loops *fakeset.Loops, cfg RenderConfig) *agent {
+func fakeAgentWithLoops(t *testing.T, k *fake.Kernel, sets Sets, loops *fakeset.Set, cfg RenderConfig) *agent {
 	t.Helper()
 	if loops == nil {
 		loops = fakeLoops(cfg.Family)
@@ -96,8 +97,8 @@ var netipEqual = cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
 
 // fakeLoops returns the set of endpoints that reach themselves, which is not
 // there.
-func fakeLoops(f model.Family) *fakeset.Loops {
-	return &fakeset.Loops{SetName: nat.LoopBack(f == model.IPv6)}
+func fakeLoops(f model.Family) *fakeset.Set {
+	return fakeset.NewSet(nat.LoopBack(f == model.IPv6), ipset.HashIPPortIP, f == model.IPv6)
 }
 
 // fakeHost returns a kernel that has sets.

@@ -281,10 +281,10 @@ func TestCleanSets(t *testing.T) {
 		return nil
 	}
 	loops := fakeLoops(model.IPv4)
-	if err := loops.Create(); err != nil {
+	if err := loops.Create(0); err != nil {
 		t.Fatal(err)
 	}
-	loops.Fault = sets.Fault
+	loops.Kernel.Fault = func(op string) error { verb, name, _ := strings.Cut(op, " "); return sets.Fault(verb, name) }
 	if err := CleanSets(context.Background(), sets, loops); err != nil {
 		t.Fatal(err)
 	}

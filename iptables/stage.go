@@ -20,7 +20,7 @@ type portWork struct {
 	// renderer, sets and loops are what the port's rules depend on besides.
 	renderer
 	sets  map[string]bool
-	loops []ipset.Loop
+	loops []ipset.Element
 	rules portRules
 }
 

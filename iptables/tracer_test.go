@@ -50,9 +50,9 @@ func newTracer(t *testing.T, save string, local ...string) *tracer {
 }
 
 // loops has the tracer know the set of endpoints that reach themselves.
-func (tr *tracer) loops(l *fakeset.Loops) *tracer {
+func (tr *tracer) loops(l *fakeset.Set) *tracer {
 	tr.Set(l.Name(), func(proto string, dst netip.AddrPort, src netip.Addr) bool {
-		e := ipset.Loop{Protocol: idiom.ProtocolNumber(model.Protocol(strings.ToUpper(proto))), AddrPort: dst}
+		e := ipset.Loop(idiom.ProtocolNumber(model.Protocol(strings.ToUpper(proto))), dst)
 		return src == dst.Addr() && l.In()[e]
 	})
 	return tr

@@ -41,7 +41,7 @@ func TestWalk(t *testing.T) {
 			w.cfg = []RenderConfig{v4(), without(v4()), v6()}[s%3]
 			w.kernel, w.sets = fakeHost()
 			w.loops = fakeLoops(w.cfg.Family)
-			w.loops.Rules = w.kernel.Save
+			w.loops.Kernel.Rules = w.kernel.Save
 			clients := w.kernel.Refuse
 			w.kernel.Refuse = func(k ruleset.ChainKey, r ruleset.Rule) bool { return clients(k, r) || w.loops.Missing(string(r)) }
 			w.cfg.Compact = w.rng.IntN(2) == 0
@@ -64,7 +64,7 @@ type walk struct {
 	cfg    RenderConfig
 	kernel *fake.Kernel
 	sets   *fakeset.Sets
-	loops  *fakeset.Loops
+	loops  *fakeset.Set
 	agent  *agent
 	snap   *model.Snapshot
 	// changed are the names that no Sync that succeeded has carried.
@@ -81,13 +81,14 @@ func (w *walk) fault() fake.Fault {
 
 // faults switches injected failures on or off.
 func (w *walk) faults(on bool) {
-	w.kernel.Fault, w.sets.Fault, w.loops.Fault = nil, nil, nil
+	w.kernel.Fault, w.sets.Fault, w.loops.Kernel.Fault = nil, nil, nil
 	if on {
-		w.kernel.Fault, w.sets.Fault, w.loops.Fault = w.fault, w.setFault, w.setFault
+		w.kernel.Fault, w.sets.Fault = w.fault, func(string, string) error { return w.setFault("") }
+		w.loops.Kernel.Fault = w.setFault
 	}
 }
 
-func (w *walk) setFault(op, name string) error {
+func (w *walk) setFault(string) error {
 	if w.rng.IntN(8) > 0 {
 		return nil
 	}

@@ -87,7 +87,7 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 	errs = append(errs, removeDevice())
 	for _, f := range model.Families() { // which no rule of ours names any more
 		ipv6 := f == model.IPv6
-		if err := iptables.CleanSets(ctx, ipset.New(ipv6), ipset.NewLoops(nat.LoopBack(ipv6), ipv6)); err != nil {
+		if err := iptables.CleanSets(ctx, ipset.New(ipv6), ipset.NewSet(nat.LoopBack(ipv6), ipset.HashIPPortIP, ipv6)); err != nil {
 			klog.FromContext(ctx).Info("Sets are not looked for", "ipFamily", f, "reason", err.Error())
 		}
 	}

@@ -80,7 +80,7 @@ func (n *nodeKernel) loops(f model.Family) iptables.Loops {
 	if n.sets[f] == nil {
 		return nil
 	}
-	return ipset.NewLoops(nat.LoopBack(f == model.IPv6), f == model.IPv6)
+	return ipset.NewSet(nat.LoopBack(f == model.IPv6), ipset.HashIPPortIP, f == model.IPv6)
 }
 
 // canCompact tells whether rules can have the compact form that was asked for.

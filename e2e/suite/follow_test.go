@@ -52,7 +52,7 @@ func newTraced(t *testing.T, topo *topology, sc scenario, k kind) traced {
 	for _, n := range topo.lab.Nodes {
 		for _, f := range model.Families() {
 			ports := resolve(topo, sc, n.Label, f)
-			loops := &ipsetfake.Loops{SetName: nat.LoopBack(f == model.IPv6)}
+			loops := ipsetfake.NewSet(nat.LoopBack(f == model.IPv6), ipset.HashIPPortIP, f == model.IPv6)
 			d, err := ruleset.Parse(strings.NewReader(render(t, n, f, ports, k, loops)))
 			if err != nil {
 				t.Fatal(err)
@@ -97,11 +97,11 @@ func serveHealth(t *testing.T, at netip.Addr, ports map[model.ServicePortName]*m
 }
 
 // reachThemselves tells which endpoints reach themselves by a node's set.
-func reachThemselves(l *ipsetfake.Loops) trace.SetOf {
+func reachThemselves(l *ipsetfake.Set) trace.SetOf {
 	in := l.In()
 	return func(proto string, dst netip.AddrPort, src netip.Addr) bool {
 		number := map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, sctp: unix.IPPROTO_SCTP}[proto]
-		return src == dst.Addr() && in[ipset.Loop{Protocol: number, AddrPort: dst}]
+		return src == dst.Addr() && in[ipset.Loop(number, dst)]
 	}
 }
 
@@ -113,7 +113,7 @@ type kind struct {
 }
 
 // render returns a node's rules for the ports, as iptables-save prints them.
-func render(t *testing.T, n *lab.Node, f model.Family, changes map[model.ServicePortName]*model.ServicePort, k kind, loops *ipsetfake.Loops) string {
+func render(t *testing.T, n *lab.Node, f model.Family, changes map[model.ServicePortName]*model.ServicePort, k kind, loops *ipsetfake.Set) string {
 	t.Helper()
 	cfg := iptables.RenderConfig{
 		Family: f, MasqueradeBit: 14, LocalhostNodePorts: true, PodCIDRs: ofFamily(clusterCIDR, f), Compact: k.compact,

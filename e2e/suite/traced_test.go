@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"fairlead/e2e/lab"
+	"fairlead/nat/ipset"
 	ipsetfake "fairlead/nat/ipset/fake"
 	"fairlead/proxier/model"
 )
@@ -83,7 +84,7 @@ func TestAmongMany(t *testing.T) {
 	n, few := topo.lab.Nodes[0], scenarios[0]
 	for _, sc := range []scenario{few, amongMany(few)} {
 		many := len(sc.services) > len(few.services)
-		rules := render(t, n, model.IPv4, resolve(topo, sc, n.Label, model.IPv4), kind{sets: true}, &ipsetfake.Loops{})
+		rules := render(t, n, model.IPv4, resolve(topo, sc, n.Label, model.IPv4), kind{sets: true}, ipsetfake.NewSet("", ipset.HashIPPortIP, false))
 		for _, branch := range []string{"KUBE-SVC-10.96.0.", "KUBE-SVC-203.0.113.", "KUBE-SVC-tcp/", "KUBE-EXT-203.0.113.", "KUBE-EXT-tcp/", "KUBE-FW-203.0.113."} {
 			if got := strings.Contains(rules, "\n:"+branch); got != many {
 				t.Errorf("%d Services: a chain %s…: %t, want %t", len(sc.services), branch, got, many)

@@ -39,6 +39,15 @@ type Element struct {
 // Single returns the Net of a single address.
 func Single(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
 
+// Loop returns the element of a set of destinations and sources (HashIPPortIP) that
+// has an endpoint's address as both.
+func Loop(protocol uint8, endpoint netip.AddrPort) Element {
+	return Element{Addr: endpoint.Addr(), Protocol: protocol, Port: endpoint.Port(), Net: Single(endpoint.Addr())}
+}
+
+// IsLoop tells whether an element has one address as both.
+func (e Element) IsLoop() bool { return e.Net == Single(e.Addr) }
+
 // String returns the element as ipset prints it: "10.0.0.1,tcp:80,10.0.0.0/8" for
 // example.
 func (e Element) String() string {

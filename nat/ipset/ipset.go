@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ipset makes and removes sets over netlink. Sets are of client addresses,
-// each of which stays for a time: rules match and fill them, and nothing here ever
-// adds an address. Loops are sets of endpoints that may reach themselves: rules
-// match them alone.
+// Package ipset makes, fills and removes sets over netlink. Sets are those of client
+// addresses, each of which stays for a time: rules match and fill them, and nothing
+// here ever adds an address. A Set is of what its owner says: rules match it alone.
 package ipset
 
 import (
@@ -162,9 +161,9 @@ func parse(msg []byte) header {
 	for typ, v := range attributes(payload(msg)) {
 		switch typ {
 		case nl.IPSET_ATTR_SETNAME:
-			h.name = nl.BytesToString(v)
+			h.name = unix.ByteSliceToString(v)
 		case nl.IPSET_ATTR_TYPENAME:
-			h.typeName = nl.BytesToString(v)
+			h.typeName = unix.ByteSliceToString(v)
 		case nl.IPSET_ATTR_FAMILY:
 			h.family = v[0]
 		case nl.IPSET_ATTR_DATA:

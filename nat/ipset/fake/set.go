@@ -38,7 +38,9 @@ type content struct {
 
 // Set does what ipset.Set does.
 type Set struct {
-	k    *Kernel
+	// Kernel is where the set is.
+	Kernel *Kernel
+
 	name string
 	typ  ipset.Type
 	ipv6 bool
@@ -46,13 +48,16 @@ type Set struct {
 
 // Set returns the set of a name, which may not be there.
 func (k *Kernel) Set(name string, typ ipset.Type, ipv6 bool) *Set {
-	return &Set{k: k, name: name, typ: typ, ipv6: ipv6}
+	return &Set{Kernel: k, name: name, typ: typ, ipv6: ipv6}
 }
+
+// NewSet returns a set in a kernel of its own, which is not there.
+func NewSet(name string, typ ipset.Type, ipv6 bool) *Set { return (&Kernel{}).Set(name, typ, ipv6) }
 
 // do notes an operation, and does it unless it is to fail. f runs with mu held, and
 // is given the set, nil where there is none.
 func (s *Set) do(op string, elements []ipset.Element, f func(*content) error) error {
-	k := s.k
+	k := s.Kernel
 	op += " " + s.name
 	k.mu.Lock()
 	if elements == nil {
@@ -112,7 +117,7 @@ func (s *Set) Create(size int) error {
 		if c != nil {
 			return s.is(c)
 		}
-		s.k.make(s.name, s.typ, s.ipv6)
+		s.Kernel.make(s.name, s.typ, s.ipv6)
 		return nil
 	})
 }
@@ -172,7 +177,24 @@ func (s *Set) ours(addr netip.Addr) bool { return addr.IsValid() && addr.Is6() =
 
 // Destroy removes the set, if it is there. It fails while a rule names it.
 func (s *Set) Destroy() error {
-	return s.do("destroy", nil, func(*content) error { delete(s.k.sets, s.name); return nil })
+	return s.do("destroy", nil, func(*content) error { delete(s.Kernel.sets, s.name); return nil })
+}
+
+// In returns what is in the set, nil where there is none. Neither Ops nor Fault know
+// of it.
+func (s *Set) In() map[ipset.Element]bool {
+	s.Kernel.mu.Lock()
+	defer s.Kernel.mu.Unlock()
+	if c := s.Kernel.sets[s.name]; c != nil {
+		return maps.Clone(c.in)
+	}
+	return nil
+}
+
+// Missing tells whether a rule names the set and it is not there.
+func (s *Set) Missing(rule string) bool {
+	name, _ := named(rule)
+	return name == s.name && s.Kernel.Missing(rule)
 }
 
 // Put makes a set with elements, or adds them, as somebody else would.
