@@ -3,6 +3,7 @@
 package ruleset
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -183,5 +184,49 @@ COMMIT
 	got := transaction{{table: Filter}, s}.text()
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("text of a restore (-want +got):\n%s", diff)
+	}
+}
+
+// TestManyChains: a chain is declared before a rule leads to it, and a unit in one
+// go.
+func TestManyChains(t *testing.T) {
+	unit := func(unit, name string, rules ...Rule) chainWrite {
+		return chainWrite{name, &Chain{Unit: unit, Rules: rules}}
+	}
+	write := []chainWrite{
+		unit("b", "KUBE-SVC-1", "-j KUBE-SEP-3"), unit("", "KUBE-SERVICES", "-j KUBE-SVC-1", "-j KUBE-SVC-2"),
+		unit("a", "KUBE-SVC-2", "-j KUBE-SEP-1", "-j KUBE-SEP-2"), unit("a", "KUBE-SEP-1", "-j KUBE-MARK"),
+		unit("c", "KUBE-SVC-0"), unit("b", "KUBE-SEP-3", "-j KUBE-MARK"), unit("", "KUBE-MARK", "-j MARK"), unit("a", "KUBE-SEP-2"),
+	}
+	for atOnce, want := range map[int]string{
+		8: `:KUBE-MARK :KUBE-OLD :KUBE-SEP-1 :KUBE-SEP-2 :KUBE-SEP-3 :KUBE-SERVICES :KUBE-SVC-0 :KUBE-SVC-1 :KUBE-SVC-2
+-A KUBE-MARK -j MARK
+-A KUBE-SEP-1 -j KUBE-MARK
+-A KUBE-SEP-3 -j KUBE-MARK
+-A KUBE-SERVICES -j KUBE-SVC-1
+-A KUBE-SERVICES -j KUBE-SVC-2
+-A KUBE-SVC-1 -j KUBE-SEP-3
+-A KUBE-SVC-2 -j KUBE-SEP-1
+-A KUBE-SVC-2 -j KUBE-SEP-2
+`,
+		2: `:KUBE-MARK :KUBE-OLD :KUBE-SERVICES :KUBE-SEP-1 :KUBE-SEP-2 :KUBE-SVC-2
+-A KUBE-SEP-1 -j KUBE-MARK
+-A KUBE-SVC-2 -j KUBE-SEP-1
+-A KUBE-SVC-2 -j KUBE-SEP-2
+:KUBE-SEP-3 :KUBE-SVC-1
+-A KUBE-SEP-3 -j KUBE-MARK
+-A KUBE-SVC-1 -j KUBE-SEP-3
+:KUBE-SVC-0
+-A KUBE-MARK -j MARK
+-A KUBE-SERVICES -j KUBE-SVC-1
+-A KUBE-SERVICES -j KUBE-SVC-2
+`,
+	} {
+		var b strings.Builder
+		lines{&b}.chains(slices.Clone(write), []string{"KUBE-OLD"}, atOnce)
+		got := strings.ReplaceAll(b.String(), " - [0:0]\n:", " :")
+		if diff := cmp.Diff(want, strings.ReplaceAll(got, " - [0:0]\n", "\n")); diff != "" {
+			t.Errorf("%d chains at a time (-want +got):\n%s", atOnce, diff)
+		}
 	}
 }

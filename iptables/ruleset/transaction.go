@@ -107,39 +107,16 @@ func (g *gated) WriteString(s string) (int, error) {
 	return g.Writer.WriteString(s)
 }
 
-// writeTo writes the section in the restore format. Chains are declared sorted,
-// and before any rule: a rule may jump to a chain that the same transaction
-// makes, and the legacy command is faster on sorted input. What w cannot take it
-// is to tell at its end.
+// writeTo writes the section in the restore format. What w cannot take it is to
+// tell at its end.
 func (s *section) writeTo(w io.StringWriter) {
 	if s.empty() {
 		return
 	}
 	b := lines{w}
 	b.put("*", string(s.table))
-	slices.SortFunc(s.write, func(x, y chainWrite) int { return strings.Compare(x.name, y.name) })
 	slices.Sort(s.drop)
-	declare := make([]string, 0, len(s.write)+len(s.drop))
-	for _, w := range s.write {
-		declare = append(declare, w.name)
-	}
-	if len(s.drop) > 0 {
-		declare = append(declare, s.drop...)
-		slices.Sort(declare)
-	}
-	for _, name := range declare {
-		b.put(":", name, " - [0:0]")
-	}
-	for _, w := range s.write {
-		for _, r := range w.chain.Rules {
-			_, _ = b.WriteString("-A ")
-			if r == "" {
-				b.put(w.name)
-			} else {
-				b.put(w.name, " ", string(r))
-			}
-		}
-	}
+	b.chains(s.write, s.drop, declareAtOnce)
 	for _, name := range s.create {
 		b.put("-N ", name)
 	}
@@ -166,6 +143,72 @@ func (s *section) writeTo(w io.StringWriter) {
 }
 
 const commit = "COMMIT"
+
+// declareAtOnce is how many chains are declared at a time, in about. For every
+// rule the legacy command looks up chains among those that there are by then: with
+// 110,000 that are all declared first, 10,000 Services take 4.1 s, and 3.8 s with
+// anything from 10,000 to 40,000 at a time.
+const declareAtOnce = 16_000
+
+// chains writes chains, about so many at a time, and declares those to drop. Chains
+// are declared sorted, as the legacy command is faster so, and before any rule that
+// may lead to them: those of no unit may be led to by all.
+func (l lines) chains(write []chainWrite, drop []string, atOnce int) {
+	if len(write) <= atOnce {
+		slices.SortFunc(write, compareWrites)
+		l.declare(write, drop)
+		l.rules(write)
+		return
+	}
+	slices.SortFunc(write, func(x, y chainWrite) int { return strings.Compare(x.chain.Unit, y.chain.Unit) })
+	n := slices.IndexFunc(write, func(w chainWrite) bool { return w.chain.Unit != "" })
+	if n < 0 {
+		n = len(write)
+	}
+	shared, rest := write[:n], write[n:]
+	slices.SortFunc(shared, compareWrites)
+	l.declare(shared, drop)
+	for len(rest) > 0 {
+		n := min(atOnce, len(rest))
+		for n < len(rest) && rest[n].chain.Unit == rest[n-1].chain.Unit {
+			n++
+		}
+		slices.SortFunc(rest[:n], compareWrites)
+		l.declare(rest[:n], nil)
+		l.rules(rest[:n])
+		rest = rest[n:]
+	}
+	l.rules(shared)
+}
+
+func compareWrites(x, y chainWrite) int { return strings.Compare(x.name, y.name) }
+
+// declare declares chains.
+func (l lines) declare(write []chainWrite, drop []string) {
+	names := make([]string, 0, len(write)+len(drop))
+	for _, w := range write {
+		names = append(names, w.name)
+	}
+	names = append(names, drop...)
+	slices.Sort(names)
+	for _, name := range names {
+		l.put(":", name, " - [0:0]")
+	}
+}
+
+// rules writes the rules of chains.
+func (l lines) rules(write []chainWrite) {
+	for _, w := range write {
+		for _, r := range w.chain.Rules {
+			_, _ = l.WriteString("-A ")
+			if r == "" {
+				l.put(w.name)
+			} else {
+				l.put(w.name, " ", string(r))
+			}
+		}
+	}
+}
 
 // lines writes lines.
 type lines struct{ io.StringWriter }
