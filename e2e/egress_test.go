@@ -16,6 +16,8 @@ import (
 
 	"fairlead/e2e/lab"
 	"fairlead/nat/conntrack"
+	"fairlead/nat/egress"
+	"fairlead/nat/ipset"
 	"fairlead/proxier/model"
 )
 
@@ -284,6 +286,77 @@ func TestKernelPodMasqueradeTunnel(t *testing.T) {
 		})
 		if err != nil || tunnels == 0 {
 			t.Errorf("%d flows of the tunnel (%v)", tunnels, err)
+		}
+	})
+}
+
+// TestKernelManyExempt: many destinations that see pods' own addresses are in a set, one
+// more of them is no rule, and few are rules again.
+func TestKernelManyExempt(t *testing.T) {
+	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
+		ctx := testContext(t)
+		node, pod := l.Nodes[0], l.Nodes[0].Pods[0]
+		list := func(n int, more ...string) string {
+			for i := range n {
+				more = append(more, fmt.Sprintf("11.%d.%d.0/24", i/256, i%256), fmt.Sprintf("'2001:db8:11:%x::/64'", i))
+			}
+			return "cidrLimit: 100000\nnonMasqueradeCIDRs: [" + strings.Join(more, ", ") + "]\n"
+		}
+		exempt := []string{"192.0.2.100/32", "'2001:db8::100/128'"}
+		dir, file := newDirectory(t), newDirectory(t)
+		file.writeText("config", list(10_000))
+		a := startEgress(ctx, t, l, v, "--manifests", dir.path, "--ip-masq-config", filepath.Join(file.path, "config"))
+		change := func(text string) {
+			t.Helper()
+			from := len(a.log())
+			file.writeText("config", text)
+			a.waitSynced(ctx, from)
+		}
+		check := func(when string, own, set bool) {
+			t.Helper()
+			for _, f := range families() {
+				want := node.Addr(f)
+				if own {
+					want = pod.Addr(f)
+				}
+				checkSource(ctx, t, when, lab.Probe{From: pod, Network: "tcp", To: netip.AddrPortFrom(l.Client.Addr(f), outsidePort)}, want)
+				rules, err := node.Save(ctx, v, f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := strings.Contains(rules, "NON-MASQ dst -j RETURN"); got != set {
+					t.Errorf("%s: %s rules go by a set: %v, want %v", when, f, got, set)
+				}
+			}
+		}
+		check("10,000", false, true)
+		rules := save(ctx, t, node, v)
+		change(list(10_000, exempt...))
+		check("one more", true, true)
+		if diff := cmp.Diff(rules, save(ctx, t, node, v)); diff != "" {
+			t.Errorf("one more (-before +after):\n%s", diff)
+		}
+		a.stop()
+		a = startAgent(ctx, t, node, v, "--manifests", dir.path, "--pod-masquerade", "on", "--ip-masq-config", filepath.Join(file.path, "config"))
+		a.waitLog(ctx, 0, 2, "Synced", "written=0")
+		check("after a restart", true, true)
+		change(list(1, exempt...))
+		check("few", true, false)
+		change(list(100))
+		check("many again", false, true)
+		a.stop()
+		cleanUp(ctx, t, node)
+		for _, ipv6 := range []bool{false, true} {
+			err := node.Do(func() error {
+				_, found, err := ipset.NewSet(egress.SetName(ipv6), ipset.HashNet, ipv6).List()
+				if found {
+					t.Errorf("after cleanup: set %s is there", egress.SetName(ipv6))
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
 		}
 	})
 }

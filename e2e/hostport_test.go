@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 
 	"fairlead/e2e/lab"
 	"fairlead/proxier/model"
@@ -483,4 +485,78 @@ func lines(save string) []string {
 		}
 	}
 	return out
+}
+
+// createPod makes a Pod in an API server, with its status, as kubelet would.
+func createPod(ctx context.Context, t *testing.T, c kubernetes.Interface, pod *corev1.Pod) *corev1.Pod {
+	t.Helper()
+	pods := c.CoreV1().Pods(pod.Namespace)
+	made, err := pods.Create(ctx, pod, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made.Status = pod.Status
+	if made, err = pods.UpdateStatus(ctx, made, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+// TestKernelHostPortFromAPIServer: Pods of this node in an API server have their host
+// ports, with the permissions of deploy/rbac.yaml. One that does not get its port has an
+// Event, and gets it when the Pod goes that has it.
+func TestKernelHostPortFromAPIServer(t *testing.T) {
+	ctx := testContext(t)
+	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+		t.Skip(err)
+	}
+	l := newLab(t)
+	node := l.Nodes[0]
+	c, kubeconfig := startCluster(ctx, t, l)
+	client := c.Clientset()
+	create(ctx, t, client, nodeObject(node.Label))
+	createPermissions(ctx, t, client, filepath.Join("..", "deploy", "rbac.yaml"))
+	first := createPod(ctx, t, client, podObject("first", node.Pods[0], publish(hostPort)))
+	elsewhere := podObject("elsewhere", node.Pods[1], publish(hostPort+1))
+	elsewhere.Spec.NodeName = "node-2"
+	createPod(ctx, t, client, elsewhere)
+	a := startAgent(ctx, t, node, lab.NFT, "--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"), "--cni-conf-dir", t.TempDir())
+	a.waitSynced(ctx, 0)
+	check := func(when, want string) {
+		t.Helper()
+		for _, f := range families() {
+			if r := ask(l.Client, "tcp", node.Addr(f)).Once(ctx); r.Server != want {
+				t.Errorf("%s: %s, want an answer of %q", when, r, want)
+			}
+			other := lab.Probe{From: l.Client, Network: "tcp", To: netip.AddrPortFrom(node.Addr(f), hostPort+1)}
+			if r := other.Once(ctx); r.Outcome != lab.Refused {
+				t.Errorf("%s: host port of a Pod elsewhere: %s, want it refused", when, r)
+			}
+		}
+	}
+	check("a Pod that was there", node.Pods[0].Label)
+	events := watchEvents(ctx, t, client, "FairleadRefused")
+	second := podObject("second", node.Pods[1], publish(hostPort))
+	later := metav1.NewTime(first.CreationTimestamp.Add(time.Minute)) // times there have seconds
+	second.Status.StartTime = &later
+	second = createPod(ctx, t, client, second)
+	if e := nextEvent(ctx, t, events); e.Regarding.UID != second.UID || !strings.Contains(e.Note, "has been that of pod default/first for longer") {
+		t.Errorf("got the Event %+v", e)
+	}
+	check("a second one that wants the port", node.Pods[0].Label)
+	if err := c.StopAPIServer(); err != nil {
+		t.Fatal(err)
+	}
+	a.waitLog(ctx, 0, 1, "Cannot read from the API server")
+	check("with the API server away", node.Pods[0].Label)
+	if err := c.StartAPIServer(ctx); err != nil {
+		t.Fatal(err)
+	}
+	now := int64(0)
+	from := len(a.log())
+	if err := client.CoreV1().Pods("default").Delete(ctx, "first", metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
+		t.Fatal(err)
+	}
+	a.waitSynced(ctx, from)
+	check("the first one deleted by force", node.Pods[1].Label)
 }

@@ -17,6 +17,7 @@ import (
 	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
 	"fairlead/nat"
+	"fairlead/nat/egress"
 	"fairlead/nat/ipset"
 	"fairlead/nat/nfacct"
 	"fairlead/nat/sysctl"
@@ -92,6 +93,7 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 		}
 	}
 	removeCounter(ctx)
+	removeExempt(ctx)
 	errs = append(errs, removeState(defaultStateFile))
 	if missing == 4 {
 		return fmt.Errorf("no iptables command found: %w", ruleset.ErrNoCommand)
@@ -102,13 +104,30 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 // removeCounter removes the counter of what was dropped as invalid, unless rules
 // of others count with it.
 func removeCounter(ctx context.Context) {
-	const patience = 2 * time.Second // for the kernel to free the last rules
-	err := nfacct.Delete(nfacct.InvalidDropped)
-	for start := time.Now(); errors.Is(err, unix.EBUSY) && time.Since(start) < patience; {
-		time.Sleep(10 * time.Millisecond)
-		err = nfacct.Delete(nfacct.InvalidDropped)
-	}
-	if err != nil {
+	if err := onceFree(func() error { return nfacct.Delete(nfacct.InvalidDropped) }); err != nil {
 		klog.FromContext(ctx).V(2).Info("A counter stays", "reason", err.Error())
 	}
+}
+
+// removeExempt removes the sets of destinations that are not masqueraded.
+func removeExempt(ctx context.Context) {
+	for _, f := range model.Families() {
+		ipv6 := f == model.IPv6
+		x := egress.NewExempt(ipset.NewSet(egress.SetName(ipv6), ipset.HashNet, ipv6))
+		if err := onceFree(x.Drop); err != nil {
+			klog.FromContext(ctx).Info("A set stays", "set", egress.SetName(ipv6), "reason", err.Error())
+		}
+	}
+}
+
+// onceFree removes something that rules have used, once the kernel has freed the last
+// of them.
+func onceFree(remove func() error) error {
+	const patience = 2 * time.Second
+	err := remove()
+	for start := time.Now(); (errors.Is(err, unix.EBUSY) || errors.Is(err, ipset.ErrBusy)) && time.Since(start) < patience; {
+		time.Sleep(10 * time.Millisecond)
+		err = remove()
+	}
+	return err
 }

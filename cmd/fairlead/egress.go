@@ -15,6 +15,7 @@ import (
 
 	"fairlead/iptables/ruleset"
 	"fairlead/nat/egress"
+	"fairlead/nat/ipset"
 	"fairlead/nat/nft"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
@@ -30,6 +31,7 @@ type podEgress struct {
 	random       bool
 	config       *egressConfig
 	engine       *ruleset.Engine
+	exempt       *egress.Exempt
 	others       func(ctx context.Context) egress.Others
 	owned        func(owned bool, reason string)
 
@@ -37,11 +39,16 @@ type podEgress struct {
 	// decided.
 	who            string
 	looked, staged bool
-	rules          egress.Rules
-	from           *egress.Config
+	// dropped is set once the set is known to be gone.
+	dropped bool
+	rules   *egress.Rules
+	from    *egress.Config
 }
 
-var _ proxier.Contributor = (*podEgress)(nil)
+var (
+	_ proxier.Contributor = (*podEgress)(nil)
+	_ proxier.Follower    = (*podEgress)(nil)
+)
 
 // Contribute implements proxier.Contributor.
 func (e *podEgress) Contribute(ctx context.Context, d proxier.Desired) {
@@ -70,11 +77,33 @@ func (e *podEgress) Contribute(ctx context.Context, d proxier.Desired) {
 		rules.Pods, rules.Config = pods, *config
 	}
 	e.owned(reason == "", reason)
-	if e.staged && e.from == config && slices.Equal(e.rules.Pods, rules.Pods) {
+	if d.Verify {
+		e.exempt.Check()
+	}
+	if e.staged && !d.Verify && e.from == config && e.rules != nil && slices.Equal(e.rules.Pods, rules.Pods) {
 		return
 	}
-	e.rules, e.from, e.staged = rules, config, true
+	rules, err := e.exempt.Use(rules)
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot use a set, there is a rule for each destination that is not masqueraded", "ipFamily", e.family)
+	}
+	e.from, e.staged = config, err == nil
+	if e.rules != nil && e.rules.Same(rules) {
+		return
+	}
+	e.rules = &rules
 	e.engine.Stage(rules.Chains())
+}
+
+// Follow implements proxier.Follower: it removes the set that no rule names any more.
+func (e *podEgress) Follow(_ context.Context, d proxier.Desired) error {
+	used := e.rules == nil || e.rules.Set != ""
+	if e.dropped = e.dropped && !used; e.dropped || used || !d.Prune {
+		return nil
+	}
+	err := e.exempt.Drop()
+	e.dropped = err == nil
+	return err
 }
 
 // pods returns where pods of the cluster have their addresses. Unless told to do it
@@ -103,7 +132,12 @@ func othersOf(cmds ruleset.Commands) func(ctx context.Context) egress.Others {
 
 // podEgress returns what pods of one family need to reach the outside.
 func (b *beside) podEgress(ctx context.Context, f model.Family, engine *ruleset.Engine) *podEgress {
+	var set egress.Set // stays nil where rules cannot use sets
+	if b.node.sets[f] != nil {
+		set = ipset.NewSet(egress.SetName(f == model.IPv6), ipset.HashNet, f == model.IPv6)
+	}
 	return &podEgress{
+		exempt: egress.NewExempt(set),
 		family: f, when: switchFlag(b.cfg.podMasquerade), clusterCIDRs: b.cfg.clusterCIDRs[f], random: b.cfg.masqueradeRandom,
 		config: b.egress, engine: engine, others: othersOf(b.node.commands[f]), owned: b.owns.of(ctx, f, ownsPodMasquerade),
 	}

@@ -51,6 +51,14 @@ type Rules struct {
 	RandomFully bool
 }
 
+// Same tells whether the chains of r and o are the same.
+func (r Rules) Same(o Rules) bool {
+	exempt, _ := r.Exempt()
+	others, _ := o.Exempt()
+	return r.IPv6 == o.IPv6 && slices.Equal(r.Pods, o.Pods) && r.Set == o.Set && r.RandomFully == o.RandomFully &&
+		(r.Set != "" || slices.Equal(exempt, others))
+}
+
 // Exempt returns the destinations in the family that see pods' own addresses,
 // sorted, without those that others of them contain. all is set where these are
 // all.

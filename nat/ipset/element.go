@@ -23,6 +23,7 @@ const (
 	HashIPPortIP  Type = "hash:ip,port,ip" // Addr, Protocol, Port, and Net of a single address
 	HashIPPortNet Type = "hash:ip,port,net"
 	BitmapPort    Type = "bitmap:port" // Port
+	HashNet       Type = "hash:net"    // Net
 )
 
 // Element is an element of a set. Fields that elements of its type do not have are
@@ -52,7 +53,12 @@ func (e Element) IsLoop() bool { return e.Net == Single(e.Addr) }
 // example.
 func (e Element) String() string {
 	port := strconv.Itoa(int(e.Port))
-	if !e.Addr.IsValid() {
+	switch {
+	case e.Net.IsValid() && !e.Addr.IsValid() && e.Net.IsSingleIP():
+		return e.Net.Addr().String()
+	case e.Net.IsValid() && !e.Addr.IsValid():
+		return e.Net.String()
+	case !e.Addr.IsValid():
 		return port
 	}
 	out := e.Addr.String()

@@ -20,6 +20,9 @@ const MinMaxElem = 65536
 // ErrAnotherKind is why a set cannot be used that has the right name.
 var ErrAnotherKind = errors.New("there is a set of another kind with this name")
 
+// ErrBusy is why a set cannot be removed that a rule names.
+const ErrBusy = nl.IPSetError(nl.IPSET_ERR_BUSY)
+
 // errFull is the kernel's word for a set that has as many elements as it takes
 // (IPSET_ERR_HASH_FULL in linux/netfilter/ipset/ip_set_hash.h).
 const errFull = nl.IPSetError(nl.IPSET_ERR_TYPE_SPECIFIC)
@@ -29,7 +32,7 @@ const errFull = nl.IPSetError(nl.IPSET_ERR_TYPE_SPECIFIC)
 const batchSize = 800
 
 // revisions are those of the types that have SCTP, or else the first.
-var revisions = map[Type]uint8{HashIP: 0, HashIPPort: 1, HashIPPortIP: 1, HashIPPortNet: 2, BitmapPort: 0}
+var revisions = map[Type]uint8{HashIP: 0, HashIPPort: 1, HashIPPortIP: 1, HashIPPortNet: 2, BitmapPort: 0, HashNet: 0}
 
 // Set is a set of one family whose elements its owner adds and removes, in the
 // network namespace of the thread that calls its methods.

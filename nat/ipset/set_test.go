@@ -105,6 +105,7 @@ func kinds(ipv6 bool) []kind {
 			{Addr: one, Protocol: unix.IPPROTO_TCP, Port: 80, Net: network(ipv6)},
 			{Addr: one, Protocol: unix.IPPROTO_UDP, Port: 80, Net: ipset.Single(two)},
 		}, ipset.Element{Addr: one, Protocol: unix.IPPROTO_TCP, Port: 80, Net: netip.PrefixFrom(two, 0).Masked()}},
+		{ipset.HashNet, []ipset.Element{{Net: network(ipv6)}, {Net: ipset.Single(two)}}, ipset.Element{Net: netip.PrefixFrom(two, 0).Masked()}},
 		{ipset.BitmapPort, []ipset.Element{{Port: 0}, {Port: 30000}, {Port: 65535}}, ipset.Element{}},
 	}
 }

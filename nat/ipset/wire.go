@@ -51,6 +51,9 @@ func appendAddr(b []byte, typ uint16, addr netip.Addr) []byte {
 // appendElement appends an element of a set of a type.
 func appendElement(b []byte, typ Type, e Element) []byte {
 	return appendNested(b, nl.IPSET_ATTR_DATA, func(b []byte) []byte {
+		if typ == HashNet {
+			return appendAttr(appendAddr(b, nl.IPSET_ATTR_IP, e.Net.Addr()), nl.IPSET_ATTR_CIDR, uint8(e.Net.Bits()))
+		}
 		if typ != BitmapPort {
 			b = appendAddr(b, nl.IPSET_ATTR_IP, e.Addr)
 		}
@@ -108,13 +111,15 @@ func appendElements(out []Element, msg []byte) []Element {
 func parseElement(data []byte) Element {
 	var e Element
 	var second netip.Addr
-	bits := -1
+	bits, net := -1, -1
 	for typ, v := range attributes(data) {
 		switch typ {
 		case nl.IPSET_ATTR_IP:
 			e.Addr = parseAddr(v)
 		case nl.IPSET_ATTR_IP2:
 			second = parseAddr(v)
+		case nl.IPSET_ATTR_CIDR:
+			net = int(v[0])
 		case nl.IPSET_ATTR_CIDR2:
 			bits = int(v[0])
 		case nl.IPSET_ATTR_PROTO:
@@ -130,6 +135,9 @@ func parseElement(data []byte) Element {
 			bits = second.BitLen()
 		}
 		e.Net = netip.PrefixFrom(second, bits)
+	}
+	if net >= 0 { // of a set of networks, the kernel tells of no port
+		e.Addr, e.Net = netip.Addr{}, netip.PrefixFrom(e.Addr, net)
 	}
 	return e
 }

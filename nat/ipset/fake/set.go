@@ -165,6 +165,8 @@ func (s *Set) check(e ipset.Element) error {
 		want.Net, good = ipset.Single(e.Net.Addr()), s.ours(e.Addr) && s.ours(e.Net.Addr())
 	case ipset.HashIPPortNet:
 		want.Net, good = e.Net.Masked(), s.ours(e.Addr) && s.ours(e.Net.Addr()) && e.Net.Bits() > 0
+	case ipset.HashNet:
+		want, good = ipset.Element{Net: e.Net.Masked()}, s.ours(e.Net.Addr()) && e.Net.Bits() > 0
 	}
 	if !good || e != want {
 		return fmt.Errorf("%s is no element of %s", e, s.typ)
