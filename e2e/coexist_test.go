@@ -223,7 +223,7 @@ func TestKernelPolicyWins(t *testing.T) {
 		a = startAgent(ctx, t, node, v, "--manifests", dir.path, "--pod-masquerade", "on", "--cni-conf-dir", t.TempDir())
 		a.waitSynced(ctx, 0)
 		check("after a restart", lab.TimedOut)
-		if text := save(ctx, t, node, v); strings.Index(text, "-j POLICY") > strings.Index(text, "-j KUBE-HOSTPORTS") {
+		if text := save(ctx, t, node, v); strings.Index(text, "-j POLICY") > strings.Index(text, "-j KUBE-POD-FORWARD") {
 			t.Errorf("the rules that accept come first:\n%s", text)
 		}
 	})
