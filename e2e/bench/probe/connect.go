@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
 	"time"
 	"unsafe"
@@ -38,17 +39,23 @@ const (
 )
 
 // Latencies measures how long connect takes, n times for each target. The
-// targets take turns, so that what else the machine does meets all of them
-// alike. It is an error if one fails.
+// targets take turns, on each processor in turn, so that what else the machine does
+// meets all of them alike: where processors are shared, one may be slower by half.
+// It is an error if one fails.
 func Latencies(ctx context.Context, targets []Target, n int) ([][]time.Duration, error) {
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(os.Getpid(), &cpus); err != nil {
+		return nil, fmt.Errorf("ask for processors: %w", err)
+	}
 	out := make([][]time.Duration, len(targets))
 	warm := true // the first round does not count
-	for len(out[len(out)-1]) < n {
+	for turn := 0; len(out[len(out)-1]) < n; turn++ {
+		cpu := nth(&cpus, turn)
 		for i, t := range targets {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			got, err := t.From.latencies(t.To, min(round, n))
+			got, err := t.From.latencies(t.To, min(round, n), cpu)
 			if err != nil {
 				return nil, fmt.Errorf("connect to %s from %s: %w", t.To, t.From.NS.Label, err)
 			}
@@ -61,10 +68,38 @@ func Latencies(ctx context.Context, targets []Target, n int) ([][]time.Duration,
 	return out, nil
 }
 
-func (c Client) latencies(to netip.AddrPort, n int) ([]time.Duration, error) {
+// nth returns the n-th processor of a set, again from the first after the last.
+func nth(cpus *unix.CPUSet, n int) int {
+	n %= cpus.Count()
+	for cpu := 0; ; cpu++ {
+		if !cpus.IsSet(cpu) {
+			continue
+		}
+		if n == 0 {
+			return cpu
+		}
+		n--
+	}
+}
+
+// onCPU runs f, in the calling goroutine's thread, on one processor.
+func onCPU(cpu int, f func() error) (err error) {
+	var before, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return fmt.Errorf("ask for processors: %w", err)
+	}
+	one.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return fmt.Errorf("stay on processor %d: %w", cpu, err)
+	}
+	defer func() { err = errors.Join(err, unix.SchedSetaffinity(0, &before)) }()
+	return f()
+}
+
+func (c Client) latencies(to netip.AddrPort, n, cpu int) ([]time.Duration, error) {
 	out := make([]time.Duration, 0, n)
 	addr := sockaddr(to)
-	err := c.NS.Do(func() error {
+	connects := func() error {
 		for len(out) < n {
 			took, err := timed(&addr)
 			if errors.Is(err, unix.EINTR) { // a signal of Go's scheduler
@@ -76,7 +111,8 @@ func (c Client) latencies(to netip.AddrPort, n int) ([]time.Duration, error) {
 			out = append(out, took)
 		}
 		return nil
-	})
+	}
+	err := c.NS.Do(func() error { return onCPU(cpu, connects) })
 	return out, err
 }
 

@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"fairlead/e2e/lab"
 	"fairlead/proxier/model"
@@ -123,4 +126,34 @@ func TestKernelAwait(t *testing.T) {
 			t.Errorf("got error %v, want that time is up, and that it was refused last", err)
 		}
 	})
+}
+
+// TestTurns: processors take turns, however they are numbered, and a thread may run
+// everywhere after it has been on one.
+func TestTurns(t *testing.T) {
+	var cpus unix.CPUSet
+	for _, cpu := range []int{1, 4, 70} {
+		cpus.Set(cpu)
+	}
+	for turn, want := range []int{1, 4, 70, 1, 4, 70} {
+		if got := nth(&cpus, turn); got != want {
+			t.Errorf("turn %d is on processor %d, want %d", turn, got, want)
+		}
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, during, after unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		t.Fatal(err)
+	}
+	cpu := nth(&before, before.Count()-1)
+	if err := onCPU(cpu, func() error { return unix.SchedGetaffinity(0, &during) }); err != nil {
+		t.Fatal(err)
+	}
+	if during.Count() != 1 || !during.IsSet(cpu) {
+		t.Errorf("ran on %d processors, want on %d alone", during.Count(), cpu)
+	}
+	if err := unix.SchedGetaffinity(0, &after); err != nil || after != before {
+		t.Errorf("may run on %d processors afterwards (%v), want %d", after.Count(), err, before.Count())
+	}
 }
