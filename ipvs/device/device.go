@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,9 @@ import (
 
 // Name is the device's name, in kube-proxy too.
 const Name = "kube-ipvs0"
+
+// patience is how long, about, a list is tried that others interrupt.
+const patience = 2 * time.Second
 
 // ErrAnotherKind is why a device cannot be used that has the right name.
 var ErrAnotherKind = errors.New("there is a device of another kind with this name")
@@ -118,14 +122,18 @@ func (d *Device) List() (addrs []netip.Addr, found bool, err error) {
 	return addrs, true, nil
 }
 
-// list lists the addresses of the family on the device. It begins again where
-// others have changed some meanwhile.
-func (d *Device) list(link netlink.Link) (list []netlink.Addr, err error) {
-	err = error(netlink.ErrDumpInterrupted)
-	for tries := 0; tries < 10 && errors.Is(err, netlink.ErrDumpInterrupted); tries++ {
-		list, err = d.netlink.AddrList(link, d.family)
+// list lists the addresses of the family on the device. It begins again where some
+// have changed meanwhile, on whatever device. Each new one of IPv6 does so twice: the
+// kernel takes it into use by and by (addrconf_dad_work in net/ipv6/addrconf.c), which
+// with thousands takes seconds.
+func (d *Device) list(link netlink.Link) ([]netlink.Addr, error) {
+	for pause := time.Millisecond; ; pause *= 2 {
+		list, err := d.netlink.AddrList(link, d.family)
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || pause > patience {
+			return list, err
+		}
+		time.Sleep(pause)
 	}
-	return list, err
 }
 
 // Add adds an address, which may be there.

@@ -5,10 +5,12 @@ package device_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/kerneltest"
@@ -138,8 +140,13 @@ func othersContract(t *testing.T, h *kerneltest.Host, d *device.Device, kind str
 	if link := shown(t, h, "-o", "link", "show", "dev", device.Name); strings.Contains(link, ",UP") || strings.Contains(link, "<UP") {
 		t.Errorf("the device is up: %s", link)
 	}
-	if ipv6 && (!strings.Contains(out, "nodad") || strings.Contains(out, one.String()+"/128 scope global tentative")) {
-		t.Errorf("an address is tentative:\n%s", out)
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, one.String()+"/") && strings.Contains(line, "tentative") {
+			t.Errorf("the address is not to be used yet: %s", line)
+		}
+	}
+	if err := h.Enter(func() error { return connect(one) }); err != nil {
+		t.Errorf("from the address to itself: %v", err)
 	}
 	if got := shown(t, h, "route", "get", one.String()); !strings.Contains(got, "local "+one.String()) {
 		t.Errorf("the address is not local: %s", got)
@@ -161,6 +168,21 @@ func othersContract(t *testing.T, h *kerneltest.Host, d *device.Device, kind str
 	ip("link", "del", "other")
 }
 
+// connect makes a connection from an address to itself.
+func connect(addr netip.Addr) error {
+	ln, err := net.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)), Timeout: 10 * time.Second}
+	conn, err := d.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
 // shown returns what ip prints.
 func shown(t *testing.T, h *kerneltest.Host, args ...string) string {
 	t.Helper()
@@ -172,7 +194,7 @@ func shown(t *testing.T, h *kerneltest.Host, args ...string) string {
 }
 
 // open returns the device, which is not there, in a namespace.
-func open(t *testing.T, kind string, ipv6 bool) (*kerneltest.Host, *device.Device) {
+func open(t testing.TB, kind string, ipv6 bool) (*kerneltest.Host, *device.Device) {
 	t.Helper()
 	h := kerneltest.New(t, kerneltest.Setup{Variant: ruleset.Legacy, IPv6: ipv6})
 	var d *device.Device
@@ -182,4 +204,45 @@ func open(t *testing.T, kind string, ipv6 bool) (*kerneltest.Host, *device.Devic
 	t.Cleanup(d.Close)
 	d.SetKind(kind)
 	return h, d
+}
+
+// BenchmarkKernel puts addresses onto the device, lists them, and removes them.
+func BenchmarkKernel(b *testing.B) {
+	for _, ipv6 := range []bool{false, true} {
+		for _, n := range []int{1000, 5000} {
+			_, d := open(b, "bridge", ipv6)
+			first, _, _ := addrs(ipv6)
+			var all []netip.Addr
+			for a := first; len(all) < n; a = a.Next() {
+				all = append(all, a)
+			}
+			each := func(f func(netip.Addr) error) error {
+				for _, a := range all {
+					if err := f(a); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+			if err := d.Ensure(); err != nil {
+				b.Fatal(err)
+			}
+			for _, op := range []struct {
+				name string
+				do   func() error
+			}{
+				{"add and remove all", func() error { return errors.Join(each(d.Add), each(d.Remove), each(d.Add)) }},
+				{"list", func() error { _, _, err := d.List(); return err }},
+				{"add one", func() error { return errors.Join(d.Remove(all[n/2]), d.Add(all[n/2])) }},
+			} {
+				b.Run(fmt.Sprintf("IPv6=%t/%d/%s", ipv6, n, op.name), func(b *testing.B) {
+					for b.Loop() {
+						if err := op.do(); err != nil {
+							b.Fatal(err)
+						}
+					}
+				})
+			}
+		}
+	}
 }
