@@ -90,6 +90,8 @@ var rules = []rule{
 		in: []string{"ipvs"}, ours: []string{"ipvs/...", "iptables/dispatch", "iptables/idiom", "iptables/ruleset", "nat", "nat/ipset", "proxier", "proxier/model"}},
 	{name: "portmap stands on the model, dispatch, the words of the engine and nat",
 		in: []string{"portmap"}, ours: []string{"iptables/dispatch", "iptables/ruleset", "nat", "proxier/model"}},
+	{name: "no mode speaks netlink itself",
+		in: modes, deny: netlink},
 	{name: "only the command knows more than one mode",
 		in: []string{"..."}, but: []string{"cmd/fairlead", "e2e/..."}, most: 1, among: modes},
 	{name: "the engine alone runs commands",
@@ -128,7 +130,7 @@ func TestRulesSeeViolations(t *testing.T) {
 		"iptables":             {"portmap", "nftables"},
 		"e2e/lab":              {"os/exec", "k8s.io/client-go/rest", "iptables", "ipvs"},
 		"cmd/fairlead":         {"iptables", "ipvs", "k8s.io/client-go/rest"},
-		"ipvs":                 {"iptables/ruleset/fake"},
+		"ipvs":                 {"iptables/ruleset/fake", "github.com/moby/ipvs"},
 		"nftables":             nil,
 		"portmap":              nil,
 	}
@@ -144,6 +146,7 @@ func TestRulesSeeViolations(t *testing.T) {
 		"nat imports iptables",
 		"iptables imports nftables",
 		"iptables imports portmap",
+		"ipvs imports github.com/moby/ipvs",
 		"iptables and its imports are 2 of [iptables ipvs nftables], more than 1",
 		"iptables/x imports os/exec",
 	}
