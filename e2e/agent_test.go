@@ -50,7 +50,7 @@ func startAgentEnv(ctx context.Context, t *testing.T, node *lab.Node, v lab.Vari
 func startProgram(ctx context.Context, t *testing.T, node *lab.Node, v lab.Variant, program string, env []string, args ...string) *agent {
 	t.Helper()
 	args = append([]string{
-		"-v=2", "--hostname-override", node.Label, "--cluster-cidr", clusterCIDR, "--iptables-variant", string(v),
+		"-v=2", "--proxy-mode", *proxyMode, "--hostname-override", node.Label, "--cluster-cidr", clusterCIDR, "--iptables-variant", string(v),
 		"--pod-masquerade", "off", "--state-file", "", // which is for their own tests
 	}, args...)
 	a := &agent{

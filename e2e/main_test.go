@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,12 @@ import (
 	"fairlead/e2e/build"
 	"fairlead/e2e/lab"
 )
+
+// proxyMode is the mode that agents have unless a test says otherwise. The behaviour of
+// host ports and of masquerading is the same in all:
+//
+//	bin/uml go-test -run 'TestKernelHostPort|TestKernelPodMasq' ./e2e -args -proxy-mode=ipvs
+var proxyMode = flag.String("proxy-mode", "iptables", "the `mode` that agents have unless a test says otherwise")
 
 // binary is the agent under test, built once from this tree by TestMain.
 var binary string

@@ -26,14 +26,15 @@ type podEgress struct {
 	family model.Family
 	// when is whether to: on, off, or auto, which leaves it to others who do.
 	when switchFlag
-	// clusterCIDRs are those of the family, and random whether source ports are.
-	clusterCIDRs []netip.Prefix
-	random       bool
-	config       *egressConfig
-	engine       *ruleset.Engine
-	exempt       *egress.Exempt
-	others       func(ctx context.Context) egress.Others
-	owned        func(owned bool, reason string)
+	// clusterCIDRs are those of the family, nodePodCIDRs whether only this node's pods
+	// are told from others, and random whether source ports are.
+	clusterCIDRs         []netip.Prefix
+	nodePodCIDRs, random bool
+	config               *egressConfig
+	engine               *ruleset.Engine
+	exempt               *egress.Exempt
+	others               func(ctx context.Context) egress.Others
+	owned                func(owned bool, reason string)
 
 	// who masquerades already, as last looked; rules and staged are what was last
 	// decided.
@@ -60,7 +61,7 @@ func (e *podEgress) Contribute(ctx context.Context, d proxier.Desired) {
 		e.owned(false, egress.ErrUnknown.Error())
 		return
 	}
-	pods := e.pods(d)
+	pods, cluster := e.pods(d)
 	if e.when == switchAuto && len(pods) > 0 && (!e.looked || d.Verify) {
 		e.who, e.looked = e.others(ctx).Who(pods), true
 	}
@@ -74,13 +75,14 @@ func (e *podEgress) Contribute(ctx context.Context, d proxier.Desired) {
 	case e.when == switchAuto && e.who != "":
 		reason = "done by " + e.who
 	default:
-		rules.Pods, rules.Config = pods, *config
+		rules.Pods, rules.Cluster, rules.Config = pods, cluster, *config
 	}
 	e.owned(reason == "", reason)
 	if d.Verify {
 		e.exempt.Check()
 	}
-	if e.staged && !d.Verify && e.from == config && e.rules != nil && slices.Equal(e.rules.Pods, rules.Pods) {
+	if e.staged && !d.Verify && e.from == config && e.rules != nil &&
+		slices.Equal(e.rules.Pods, rules.Pods) && slices.Equal(e.rules.Cluster, rules.Cluster) {
 		return
 	}
 	rules, err := e.exempt.Use(rules)
@@ -106,14 +108,16 @@ func (e *podEgress) Follow(_ context.Context, d proxier.Desired) error {
 	return err
 }
 
-// pods returns where pods of the cluster have their addresses. Unless told to do it
-// by all means, this node's pods are not enough to know: to those of others, pods
-// come with their own addresses.
-func (e *podEgress) pods(d proxier.Desired) []netip.Prefix {
-	if len(e.clusterCIDRs) == 0 && e.when == switchOn {
-		return d.Node.PodCIDRs
+// pods returns where the pods have their addresses whose packets to masquerade, as
+// local detection tells them, and where all of the cluster have. Unless told to do it
+// by all means, this node's are not enough to know: to those of other nodes, pods come
+// with their own addresses.
+func (e *podEgress) pods(d proxier.Desired) (own, cluster []netip.Prefix) {
+	own, cluster = e.clusterCIDRs, slices.Concat(e.clusterCIDRs, d.Node.PodCIDRs)
+	if e.nodePodCIDRs && len(own) > 0 || len(own) == 0 && e.when == switchOn {
+		own = d.Node.PodCIDRs
 	}
-	return e.clusterCIDRs
+	return own, cluster
 }
 
 // othersOf returns what others have in one family by which they may masquerade.
@@ -138,7 +142,7 @@ func (b *beside) podEgress(ctx context.Context, f model.Family, engine *ruleset.
 	}
 	return &podEgress{
 		exempt: egress.NewExempt(set),
-		family: f, when: switchFlag(b.cfg.podMasquerade), clusterCIDRs: b.cfg.clusterCIDRs[f], random: b.cfg.masqueradeRandom,
+		family: f, when: switchFlag(b.cfg.podMasquerade), clusterCIDRs: b.cfg.podCIDRs[f], nodePodCIDRs: b.cfg.nodePodCIDRs, random: b.cfg.masqueradeRandom,
 		config: b.egress, engine: engine, others: othersOf(b.node.commands[f]), owned: b.owns.of(ctx, f, ownsPodMasquerade),
 	}
 }

@@ -107,19 +107,21 @@ func logFlags() *pflag.FlagSet {
 // config is what the flags mean.
 type config struct {
 	options
-	nodeName     string
-	variant      ruleset.Variant // empty: find out
-	clusterCIDRs map[model.Family][]netip.Prefix
-	nodePorts    proxier.NodePortAddresses
-	nodeIP       netip.Addr // invalid: that of the Node object
-	podInterface string
-	modes        []string // in the order of preference
-	excludeCIDRs []netip.Prefix
-	scheduler    model.Scheduler
-	nodePodCIDRs bool
-	policy       source.Policy
-	egress       egress.Config // where no file says otherwise
-	protected    map[portmap.Port]string
+	nodeName string
+	variant  ruleset.Variant // empty: find out
+	// podCIDRs are those of --cluster-cidr, and clusterCIDRs too unless pods are told by
+	// their interface.
+	podCIDRs, clusterCIDRs map[model.Family][]netip.Prefix
+	nodePorts              proxier.NodePortAddresses
+	nodeIP                 netip.Addr // invalid: that of the Node object
+	podInterface           string
+	modes                  []string // in the order of preference
+	excludeCIDRs           []netip.Prefix
+	scheduler              model.Scheduler
+	nodePodCIDRs           bool
+	policy                 source.Policy
+	egress                 egress.Config // where no file says otherwise
+	protected              map[portmap.Port]string
 }
 
 // config checks the flags. Its errors name the flag, the value and the remedy.
@@ -139,6 +141,7 @@ func (o *options) config() (*config, error) {
 	check(err)
 	cfg.clusterCIDRs, err = parseCIDRs("--cluster-cidr", o.clusterCIDR)
 	check(err)
+	cfg.podCIDRs = cfg.clusterCIDRs
 	check(cfg.setPolicy())
 	check(cfg.setLocalDetection())
 	cfg.nodePorts, err = parseNodePortAddresses(o.nodePortAddresses)

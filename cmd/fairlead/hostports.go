@@ -70,7 +70,7 @@ var _ proxier.Contributor = (*hostPorts)(nil)
 func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.Engine) *hostPorts {
 	cfg := b.cfg
 	passes, _ := b.settings.BridgeNetfilter(ctx, f) // the mode warns
-	forwarded := cfg.clusterCIDRs[f]
+	forwarded := cfg.podCIDRs[f]
 	if switchFlag(cfg.podMasquerade) == switchOff {
 		forwarded = nil
 	}

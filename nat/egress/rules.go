@@ -40,8 +40,11 @@ func Contribution() ruleset.Contribution {
 // Rules is what the rules of one family depend on.
 type Rules struct {
 	IPv6 bool
-	// Pods are where pods have their addresses. Nothing else is ever masqueraded.
+	// Pods are where the pods have their addresses that are masqueraded. Nothing else
+	// ever is.
 	Pods []netip.Prefix
+	// Cluster are further ones of the cluster's pods, of either family.
+	Cluster []netip.Prefix
 	// Config says which destinations see pods' own addresses; pods always do.
 	Config Config
 	// Set, where it is not empty, is the name of a set with the exempt
@@ -55,7 +58,7 @@ type Rules struct {
 func (r Rules) Same(o Rules) bool {
 	exempt, _ := r.Exempt()
 	others, _ := o.Exempt()
-	return r.IPv6 == o.IPv6 && slices.Equal(r.Pods, o.Pods) && r.Set == o.Set && r.RandomFully == o.RandomFully &&
+	return r.IPv6 == o.IPv6 && slices.Equal(r.Pods, o.Pods) && slices.Equal(r.Cluster, o.Cluster) && r.Set == o.Set && r.RandomFully == o.RandomFully &&
 		(r.Set != "" || slices.Equal(exempt, others))
 }
 
@@ -67,7 +70,7 @@ func (r Rules) Exempt() (_ []netip.Prefix, all bool) {
 	if r.IPv6 {
 		multicast, linkLocal, masqLinkLocal = "ff00::/8", "fe80::/10", r.Config.MasqLinkLocalIPv6
 	}
-	list := slices.Concat(r.Pods, r.Config.NonMasquerade, []netip.Prefix{netip.MustParsePrefix(multicast)})
+	list := slices.Concat(r.Pods, r.Cluster, r.Config.NonMasquerade, []netip.Prefix{netip.MustParsePrefix(multicast)})
 	if !masqLinkLocal {
 		list = append(list, netip.MustParsePrefix(linkLocal))
 	}
