@@ -105,11 +105,15 @@ func TestKernelHostPort(t *testing.T) {
 		if _, err := other.EchoPort(ctx, hostPort); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := node.Echo(ctx, "process", netip.AddrPortFrom(netip.MustParseAddr("10.244.0.1"), hostPort)); err != nil {
+			t.Fatal(err)
+		}
 		dir := newDirectory(t)
 		dir.write("pod.yaml", podObject("web", pod, publish(hostPort)))
 		a := startAgent(ctx, t, node, v, "--manifests", dir.path, "--host-ports", "auto", "--cni-conf-dir", t.TempDir())
 		a.waitSynced(ctx, 0)
 		checkHostPort(ctx, t, l, pod, func(f model.Family) netip.Addr { return other.Addr(f) })
+		a.waitLog(ctx, 0, 2, "a process of the node listens on a host port", "hostPort=\"9080/tcp\"")
 		forFlows(t, func(t *testing.T, f model.Family, network string) {
 			another := lab.Probe{From: l.Client, Network: network, To: netip.AddrPortFrom(node.Addr(f), hostPort+1)}
 			if r := another.Once(ctx); r.Outcome != lab.Refused {

@@ -19,6 +19,7 @@ import (
 	"fairlead/iptables/ruleset"
 	"fairlead/nat/conntrack"
 	"fairlead/nat/nft"
+	"fairlead/nat/sockets"
 	"fairlead/portmap"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
@@ -33,7 +34,9 @@ type hostPorts struct {
 	others  func(ctx context.Context) portmap.Others
 	owned   func(owned bool, reason string)
 	warner  podWarner // may be nil
-	metrics *hostPortMetrics
+	// listening returns the ports that processes of the node listen on.
+	listening func() (map[sockets.Port]bool, error)
+	metrics   *hostPortMetrics
 
 	// taken names who has the chains that host ports need, and who, as last looked,
 	// does host ports in other ways.
@@ -76,7 +79,7 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 	}
 	h := &hostPorts{
 		family: f, when: switchFlag(cfg.hostPorts), engine: engine, others: hostPortsOf(b.node.commands[f], cfg.cniConfDir),
-		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, metrics: b.ports,
+		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, listening: sockets.Listening, metrics: b.ports,
 		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]netip.AddrPort{},
 		portmap: portmap.New(portmap.Config{
 			Family: f, Localhost: cfg.hostPortsLocalhost, MasqueradeNeighbours: !passes, Protected: cfg.protected, Forwarded: forwarded,
@@ -134,6 +137,7 @@ func (h *hostPorts) Contribute(ctx context.Context, d proxier.Desired) {
 		h.note(m, m.To)
 	}
 	h.tell(ctx, changes.Refused)
+	h.warnTaken(ctx, changes.Fresh)
 	h.metrics.set(h.family, h.portmap)
 }
 
@@ -200,6 +204,31 @@ func (h *hostPorts) settle(t *conntrack.Table, node proxier.NodeState) {
 	clear(h.udp)
 	t.Adopt(h.adopted...)
 	h.adopted = nil
+}
+
+// warnTaken tells of host ports that processes of the node listen on, too, and get
+// nothing of any more.
+func (h *hostPorts) warnTaken(ctx context.Context, fresh []portmap.Mapping) {
+	if len(fresh) == 0 {
+		return
+	}
+	taken, err := h.listening()
+	if err != nil {
+		klog.FromContext(ctx).V(2).Info("Cannot see which ports processes of the node listen on", "reason", err.Error())
+	}
+	for _, m := range fresh {
+		if !taken[sockets.Port{Protocol: m.Protocol, Number: m.Number}] {
+			continue
+		}
+		klog.FromContext(ctx).Info("Warning: a process of the node listens on a host port, and gets nothing while the Pod has it",
+			"ipFamily", h.family, "pod", m.Pod, "hostPort", m.Port.String())
+		if pod := h.pods[m.Pod]; h.warner != nil && pod != nil {
+			h.warner.WarnPod(pod, model.Warning{
+				Field: fmt.Sprintf("spec.containers.ports{%s}", m.Port), Reason: "FairleadHostPortTaken",
+				Message: fmt.Sprintf("A process of the node listens on host port %s, too, and gets nothing while the Pod has it", m.Port),
+			})
+		}
+	}
 }
 
 // hostPortMetrics are the metrics of host ports.

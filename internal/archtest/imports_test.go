@@ -67,7 +67,7 @@ var rules = []rule{
 	{name: "nat is rules, and nothing else of ours",
 		in: []string{"nat"}, ours: []string{"iptables/ruleset"}},
 	{name: "what follows the rules knows the model, and nothing else of ours",
-		in: []string{"nat/conntrack", "nat/nft", "nat/sysctl"}, ours: []string{"proxier/model"}},
+		in: []string{"nat/conntrack", "nat/nft", "nat/sockets", "nat/sysctl"}, ours: []string{"proxier/model"}},
 	{name: "nat/egress stands on the words of the engine and sets",
 		in: []string{"nat/egress"}, ours: []string{"iptables/ruleset", "nat/ipset"}},
 	{name: "nat/ipset knows sets, and nothing else of ours",
