@@ -83,6 +83,8 @@ type claims struct {
 	// mapped and refused are what was decided of each port.
 	mapped  map[Port][]Mapping
 	refused map[Port][]Refused
+	// sums are how many of each there are.
+	sums struct{ mapped, refused int }
 }
 
 func newClaims(r rules) *claims {
@@ -215,6 +217,8 @@ func (c *claims) decide(p Port, out *decision) {
 			out.refused = append(out.refused, r)
 		}
 	}
+	c.sums.mapped += len(mapped) - len(c.mapped[p])
+	c.sums.refused += len(refused) - len(c.refused[p])
 	keep(c.mapped, p, mapped)
 	keep(c.refused, p, refused)
 }

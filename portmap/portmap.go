@@ -140,15 +140,7 @@ func (p *Portmap) Update(pods map[model.ObjectKey]*model.Pod, node Node) Changes
 }
 
 // Len returns how many host ports lead to a pod, and how many are refused.
-func (p *Portmap) Len() (mapped, refused int) {
-	for _, list := range p.claims.mapped {
-		mapped += len(list)
-	}
-	for _, list := range p.claims.refused {
-		refused += len(list)
-	}
-	return mapped, refused
-}
+func (p *Portmap) Len() (mapped, refused int) { return p.claims.sums.mapped, p.claims.sums.refused }
 
 // all returns all host ports that lead to a pod.
 func (p *Portmap) all() []Mapping {

@@ -136,8 +136,52 @@ func TestIncrementalEqualsFull(t *testing.T) {
 			if diff := cmp.Diff(text(full.portmap), text(r.portmap)); diff != "" {
 				t.Errorf("(-full +incremental):\n%s", diff)
 			}
+			if mapped, refused := r.portmap.Len(); mapped+refused != len(text(full.portmap)) || mapped != len(r.portmap.all()) {
+				t.Errorf("Len() = %d, %d of %d", mapped, refused, len(text(full.portmap)))
+			}
 		})
 	}
+}
+
+// TestFirstPacket: however many host ports there are, a packet is compared with few.
+func TestFirstPacket(t *testing.T) {
+	for _, n := range []int{32, 5_000, 30_000} {
+		r := newRig(t, Config{Family: model.IPv4, Forwarded: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
+		many := pod("many", 1, "10.244.0.11")
+		for i := range n {
+			many.HostPorts = append(many.HostPorts, model.HostPort{Protocol: model.TCP, HostPort: uint16(10_000 + i), ContainerPort: 80})
+		}
+		r.update(podsOf(many), testNode())
+		d, err := ruleset.Parse(strings.NewReader(r.kernel.Save()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := walk(d, hostPorts); got > 130 {
+			t.Errorf("%d host ports: up to %d rules, want at most 130", n, got)
+		}
+	}
+}
+
+// walk returns how many rules a packet is compared with at most that enters a chain of
+// table nat.
+func walk(d ruleset.Dump, chain string) int {
+	rules := map[string][]ruleset.Rule{}
+	for _, table := range d {
+		for _, c := range table.Chains {
+			if table.Name == ruleset.NAT {
+				rules[c.Name] = c.Rules
+			}
+		}
+	}
+	var cost func(chain string) int
+	cost = func(chain string) int {
+		below := 0
+		for _, r := range rules[chain] {
+			below = max(below, cost(r.Target()))
+		}
+		return len(rules[chain]) + below
+	}
+	return cost(chain)
 }
 
 // randomPod returns one of a few pods, with ports that others may have, too.

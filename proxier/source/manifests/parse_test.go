@@ -107,6 +107,18 @@ func TestParseFinds(t *testing.T) {
 			want: []string{"1: ignored: apps/v1 Deployment", "9: ignored: v1 Secret", "11: ignored: serving.knative.dev/v1 Service"},
 		},
 		{
+			name: "pods of this node, or of none, and host ports that are 0",
+			text: "apiVersion: v1\nkind: PodList\nitems:\n- metadata: {name: a}\n- metadata: {name: b}\n  spec: {nodeName: node-1}\n" +
+				"- metadata: {name: c}\n  spec: {nodeName: node-2}\n" +
+				"---\napiVersion: v1\nkind: Pod\nmetadata: {name: d, namespace: n}\nspec:\n  containers:\n  - ports:\n    - {containerPort: 80}\n" +
+				"    - {containerPort: 81, hostPort: 0}\n  initContainers: [{ports: [{containerPort: 82, hostPort: 0}]}]\n",
+			want: []string{
+				"4: Pod default/a", "5: Pod default/b", "10: Pod n/d",
+				"18: warning: hostPort 0 is not a port number (1 to 65535), the container has none",
+				"17: warning: hostPort 0 is not a port number (1 to 65535), the container has none",
+			},
+		},
+		{
 			name: "unknown fields as warnings with their line",
 			text: serviceYAML + "    nodeport: 30080\n  Type: NodePort\nstat.us: {}\n---\n" + serviceYAML + "  colour: red\n",
 			want: []string{
