@@ -74,7 +74,7 @@ func New(cfg RenderConfig, engine *ruleset.Engine, sets Sets, loops Loops, metri
 func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, error) {
 	start := time.Now()
 	m.sets.made = 0
-	m.engine.Stage(m.stage(d)) // the sets are there before the rules that name them
+	m.engine.Stage(m.stage(ctx, d)) // the sets are there before the rules that name them
 	if !m.known {
 		m.known = m.adopt(ctx) // what is read is compared with what is wanted as it comes
 	}
@@ -94,7 +94,7 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 }
 
 // stage renders what changed into the chains to hand to the engine.
-func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
+func (m *Mode) stage(ctx context.Context, d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 	staged := make(map[ruleset.ChainKey]*ruleset.Chain, chainsOf(d))
 	roots := map[ruleset.ChainKey]bool{} // to put together again
 	if !m.started {
@@ -114,7 +114,7 @@ func (m *Mode) stage(d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
 		}
 	}
 	m.fillLoops(changed, d.Snapshot)
-	m.stagePorts(changed, d.Snapshot, staged)
+	m.stagePorts(ctx, changed, d.Snapshot, staged)
 	m.portals.Stage(staged, roots, func(root ruleset.ChainKey) []ruleset.Rule {
 		if root == natServices {
 			return m.render.nodePortRules(m.node.NodePorts)

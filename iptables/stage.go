@@ -3,6 +3,7 @@
 package iptables
 
 import (
+	"context"
 	"runtime"
 	"slices"
 	"sync"
@@ -30,7 +31,11 @@ const atATime = 512
 
 // stagePorts renders the ports that have changed: on all processors, as what the
 // rules of all Services take is time in which none of them works.
-func (m *Mode) stagePorts(changed map[model.ServicePortName]bool, in *model.Snapshot, staged map[ruleset.ChainKey]*ruleset.Chain) {
+func (m *Mode) stagePorts(ctx context.Context, changed map[model.ServicePortName]bool, in *model.Snapshot, staged map[ruleset.ChainKey]*ruleset.Chain) {
+	if len(changed) > atATime {
+		m.engine.Stage(staged)
+		m.engine.Early(ctx)
+	}
 	var work []portWork
 	flush := func() {
 		renderAll(work)
@@ -92,6 +97,7 @@ func (m *Mode) stagePort(w *portWork, staged map[ruleset.ChainKey]*ruleset.Chain
 	old, now := m.ports[w.name], &w.rules
 	m.sets.leave(old.sets, now.sets)
 	m.loops.replace(old.loops, w.loops)
+	m.engine.Feed(now.names, now.chains)
 	for i, chain := range now.names {
 		staged[ruleset.ChainKey{Table: ruleset.NAT, Name: chain}] = &now.chains[i]
 	}

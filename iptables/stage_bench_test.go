@@ -25,7 +25,7 @@ func BenchmarkRender(b *testing.B) {
 			engine := ruleset.NewEngine(ruleset.Config{Exec: &fake.Kernel{}, Variant: ruleset.NFT, Contributions: []ruleset.Contribution{Contribution(v4())}})
 			m := New(v4(), engine, nil, nil, nil)
 			d := proxier.Desired{Snapshot: snap, Changed: names, Node: everywhere, Prune: true}
-			m.stage(d)
+			m.stage(b.Context(), d)
 			d.Changed = names[n/2 : n/2+1]
 			b.ReportAllocs()
 			i := 0
@@ -33,7 +33,7 @@ func BenchmarkRender(b *testing.B) {
 				i++
 				p := benchPort(n/2, i%2)
 				d.Snapshot = d.Snapshot.With(map[model.ServicePortName]*model.ServicePort{p.Name: p})
-				if got := len(m.stage(d)); got != 12 { // a chain, ten endpoints, and one that is gone
+				if got := len(m.stage(b.Context(), d)); got != 12 { // a chain, ten endpoints, and one that is gone
 					b.Fatalf("%d chains are staged, want 12", got)
 				}
 			}

@@ -41,6 +41,8 @@ type Engine struct {
 	watcher Watcher
 	// ahead is nil once it is used.
 	ahead *ahead
+	// early is set from Early to the end of Apply.
+	early *early
 	// cleaning is set by Clean.
 	cleaning bool
 	// entry are the jumps that lead to a chain of ours, and former those of them
@@ -206,6 +208,7 @@ type Result struct {
 func (e *Engine) Apply(ctx context.Context, o Options) (Result, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	defer e.abandonEarly() // if it has come to nothing
 	res := Result{Written: map[Table]int{}}
 	if o.Verify || !e.loaded {
 		if !e.loaded {
@@ -300,6 +303,11 @@ func (e *Engine) commit(ctx context.Context, p *plan, res *Result) error {
 // take with the nft variant, reading is as much as committing.
 func (e *Engine) runAll(ctx context.Context, all []transaction, res *Result) error {
 	all = slices.DeleteFunc(all, transaction.empty)
+	if x := e.early; x != nil && len(all) == 1 && x.complete(all[0]) {
+		e.early = nil
+		return e.finish(x.restore, res)
+	}
+	e.abandonEarly()
 	var next *restore
 	for i, t := range all {
 		r := next

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync/atomic"
 
 	"k8s.io/klog/v2"
@@ -16,8 +17,10 @@ import (
 // iptables-nft-restore asks the kernel for what there is after that (xtables-restore.c
 // and nft_prepare in nft.c of iptables).
 type restore struct {
-	t    transaction
-	gate chan error // capacity 1: nil to commit
+	t transaction
+	// gate takes nil to commit; capacity 1. A restore without one commits when
+	// its input ends.
+	gate chan error
 	pid  atomic.Int64
 	done chan error
 }
@@ -30,9 +33,16 @@ func (e *Engine) prepare(ctx context.Context, t transaction) *restore {
 	if log := klog.FromContext(ctx).V(6); log.Enabled() {
 		log.Info("Restoring rules", "input", t.text())
 	}
-	r := &restore{t: t, gate: make(chan error, 1), done: make(chan error, 1)}
+	gate := make(chan error, 1)
+	r := e.start(ctx, t.stream(func() error { return <-gate }))
+	r.t, r.gate = t, gate
+	return r
+}
+
+// start starts the command.
+func (e *Engine) start(ctx context.Context, input io.ReadCloser) *restore {
+	r := &restore{done: make(chan error, 1)}
 	go func() {
-		input := t.stream(func() error { return <-r.gate })
 		defer input.Close()
 		r.done <- e.cmds.restore(ctx, e.exec, input, func(pid int) { r.pid.Store(int64(pid)) })
 	}()
@@ -53,7 +63,9 @@ func (e *Engine) finish(r *restore, res *Result) error {
 	if e.watcher != nil {
 		e.watcher.Begin()
 	}
-	r.gate <- nil
+	if r.gate != nil {
+		r.gate <- nil
+	}
 	err := <-r.done
 	if e.watcher != nil {
 		if done.OK, done.PID = err == nil, int(r.pid.Load()); done.OK {

@@ -4,6 +4,7 @@ package ruleset
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"io"
 	"slices"
@@ -117,6 +118,11 @@ func (s *section) writeTo(w io.StringWriter) {
 	b.put("*", string(s.table))
 	slices.Sort(s.drop)
 	b.chains(s.write, s.drop, declareAtOnce)
+	b.end(s)
+}
+
+// end writes what comes after the chains that are written.
+func (b lines) end(s *section) {
 	for _, name := range s.create {
 		b.put("-N ", name)
 	}
@@ -160,25 +166,36 @@ func (l lines) chains(write []chainWrite, drop []string, atOnce int) {
 		l.rules(write)
 		return
 	}
-	slices.SortFunc(write, func(x, y chainWrite) int { return strings.Compare(x.chain.Unit, y.chain.Unit) })
-	n := slices.IndexFunc(write, func(w chainWrite) bool { return w.chain.Unit != "" })
-	if n < 0 {
-		n = len(write)
-	}
-	shared, rest := write[:n], write[n:]
-	slices.SortFunc(shared, compareWrites)
+	shared, rest := byUnit(write)
 	l.declare(shared, drop)
 	for len(rest) > 0 {
 		n := min(atOnce, len(rest))
 		for n < len(rest) && rest[n].chain.Unit == rest[n-1].chain.Unit {
 			n++
 		}
-		slices.SortFunc(rest[:n], compareWrites)
-		l.declare(rest[:n], nil)
-		l.rules(rest[:n])
+		l.part(rest[:n])
 		rest = rest[n:]
 	}
 	l.rules(shared)
+}
+
+// part writes chains of some units.
+func (l lines) part(write []chainWrite) {
+	slices.SortFunc(write, compareWrites)
+	l.declare(write, nil)
+	l.rules(write)
+}
+
+// byUnit sorts chains, and returns those of no unit and the others, by unit.
+func byUnit(write []chainWrite) (shared, rest []chainWrite) {
+	slices.SortFunc(write, func(x, y chainWrite) int {
+		return cmp.Or(strings.Compare(x.chain.Unit, y.chain.Unit), compareWrites(x, y))
+	})
+	n := slices.IndexFunc(write, func(w chainWrite) bool { return w.chain.Unit != "" })
+	if n < 0 {
+		n = len(write)
+	}
+	return write[:n], write[n:]
 }
 
 func compareWrites(x, y chainWrite) int { return strings.Compare(x.name, y.name) }
