@@ -136,7 +136,9 @@ func (d *Device) list(link netlink.Link) ([]netlink.Addr, error) {
 	}
 }
 
-// Add adds an address, which may be there.
+// Add adds an address, which may be there. One of IPv6 is local a moment later: the
+// kernel adds its route by and by, without duplicate address detection, too
+// (addrconf_dad_start in net/ipv6/addrconf.c).
 func (d *Device) Add(addr netip.Addr) error {
 	return d.change("add address %s to device %s: %w", addr, unix.EEXIST, d.netlink.AddrAdd)
 }
