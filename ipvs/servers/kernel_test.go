@@ -270,10 +270,14 @@ func TestKernelConnections(t *testing.T) {
 				}
 			}
 			conns["0"].Close()
-			for d := l.destination(0); d.ActiveConns > 0; d = l.destination(0) {
-			}
-			if d := l.destination(0); d.InactiveConns != 1 {
-				t.Errorf("after the connection, the destination is %+v", d)
+			for deadline := time.Now().Add(time.Minute); ; { // until the other side has closed it, too
+				d := l.destination(0)
+				if d.ActiveConns == 0 && d.InactiveConns == 1 {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("after the connection, the destination is %+v", d)
+				}
 			}
 		})
 	}
