@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"fairlead/e2e/lab"
 	"fairlead/proxier/model"
 )
@@ -31,7 +33,8 @@ func TestKernelSCTP(t *testing.T) {
 		node, pod := l.Nodes[0], l.Nodes[0].Pods[1]
 		dir := newDirectory(t)
 		dir.write("web.yaml", append(exposed(l, node.Pods[0]), service("idle", 20))...)
-		startAgent(ctx, t, node, v, "--manifests", dir.path).waitSynced(ctx, 0)
+		dir.write("pod.yaml", podObject("web", node.Pods[0], corev1.ContainerPort{HostPort: hostPort, ContainerPort: sctpTarget, Protocol: corev1.ProtocolSCTP}))
+		startAgent(ctx, t, node, v, "--manifests", dir.path, "--cni-conf-dir", t.TempDir()).waitSynced(ctx, 0)
 		for _, f := range families() {
 			server := newSCTPHost(ctx, t, node.Pods[0], f)
 			go server.serve()
@@ -48,6 +51,8 @@ func TestKernelSCTP(t *testing.T) {
 				{"cluster IP from outside", l.Client, netip.AddrPortFrom(vip(f, 10), sctpPort), bridge},
 				{"external IP from a pod", pod, netip.AddrPortFrom(netip.MustParseAddr(external), sctpPort), bridge},
 				{"node port from outside", l.Client, netip.AddrPortFrom(node.Addr(f), sctpNodePort), bridge},
+				{"host port from outside", l.Client, netip.AddrPortFrom(node.Addr(f), hostPort), l.Client.Addr(f)},
+				{"host port from a pod elsewhere", l.Nodes[1].Pods[0], netip.AddrPortFrom(node.Addr(f), hostPort), l.Nodes[1].Pods[0].Addr(f)},
 				{"another port", pod, netip.AddrPortFrom(vip(f, 10), sctpPort+1), netip.Addr{}},
 				{"a Service without endpoints", pod, netip.AddrPortFrom(vip(f, 20), sctpPort), netip.Addr{}},
 			} {
