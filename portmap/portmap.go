@@ -19,9 +19,12 @@ import (
 // The chains of this package. In table filter they let through what was translated,
 // for pods that nothing else lets through.
 const (
-	hostPorts = "KUBE-HOSTPORTS"
+	hostPorts = Root
 	prefix    = "KUBE-HP-"
 )
+
+// Root is the name of the chain that host ports start in.
+const Root = "KUBE-HOSTPORTS"
 
 // Mark begins the comment of every rule in this package's chains. CRI-O and kubelet
 // before Kubernetes 1.24 have chains of the same names.

@@ -37,19 +37,17 @@ func newBeside(ctx context.Context, cfg *config, node *nodeKernel, settings *sys
 }
 
 // contributions are a mode's, and those beside it.
-func (c *config) contributions(ctx context.Context, f model.Family, cmds ruleset.Commands, mode ruleset.Contribution) []ruleset.Contribution {
-	return append([]ruleset.Contribution{mode}, besideMode(ctx, f, cmds, switchFlag(c.hostPorts), c.hostPortsLocalhost)...)
+func (c *config) contributions(ctx context.Context, f model.Family, node *nodeKernel, mode ruleset.Contribution) []ruleset.Contribution {
+	return append([]ruleset.Contribution{mode}, besideMode(f, chainReader(ctx, node.variant, f, node.commands[f]), switchFlag(c.hostPorts), c.hostPortsLocalhost)...)
 }
 
 // besideMode are the contributions beside a mode's. The chains of host ports are not
 // ours to write while they have rules of others, unless host ports are to be ours by all
 // means.
-func besideMode(ctx context.Context, f model.Family, cmds ruleset.Commands, hostPorts switchFlag, localhost bool) []ruleset.Contribution {
+func besideMode(f model.Family, chain func(name string) []ruleset.Rule, hostPorts switchFlag, localhost bool) []ruleset.Contribution {
 	out := []ruleset.Contribution{egress.Contribution()}
-	for _, k := range portmap.Keys() {
-		if hostPorts != switchOn && portmap.Foreign(cmds.List(ctx, ruleset.SystemExec{}, k)) {
-			return out
-		}
+	if hostPorts != switchOn && portmap.Foreign(chain(portmap.Root)) {
+		return out
 	}
 	return append(out, portmap.Contribution(portmap.Config{Family: f, Localhost: localhost}))
 }

@@ -70,7 +70,7 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 			if err == nil {
 				node := &nodeKernel{variant: v}
 				mode := iptables.Contribution(iptables.RenderConfig{Family: f})
-				_, err = node.engine(cmds, append(besideMode(ctx, f, cmds, switchAuto, false), mode)...).Clean(ctx)
+				_, err = node.engine(cmds, append(besideMode(f, chainReader(ctx, v, f, cmds), switchAuto, false), mode)...).Clean(ctx)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("clean up %s, %s variant: %w", f, v, err))

@@ -16,7 +16,6 @@ import (
 	"fairlead/iptables/ruleset"
 	"fairlead/nat/egress"
 	"fairlead/nat/ipset"
-	"fairlead/nat/nft"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
@@ -33,17 +32,14 @@ type podEgress struct {
 	config               *egressConfig
 	engine               *ruleset.Engine
 	exempt               *egress.Exempt
-	others               func(ctx context.Context) egress.Others
+	others               *lookout // nil where it does not matter who else masquerades
 	owned                func(owned bool, reason string)
 
-	// who masquerades already, as last looked; rules and staged are what was last
-	// decided.
-	who            string
-	looked, staged bool
-	// dropped is set once the set is known to be gone.
-	dropped bool
-	rules   *egress.Rules
-	from    *egress.Config
+	// rules are what was last decided, from a Config, and staged is set once they are
+	// all that is wanted. dropped is set once the set is known to be gone.
+	rules           *egress.Rules
+	from            *egress.Config
+	staged, dropped bool
 }
 
 var (
@@ -62,8 +58,9 @@ func (e *podEgress) Contribute(ctx context.Context, d proxier.Desired) {
 		return
 	}
 	pods, cluster := e.pods(d)
-	if e.when == switchAuto && len(pods) > 0 && (!e.looked || d.Verify) {
-		e.who, e.looked = e.others(ctx).Who(pods), true
+	who := ""
+	if e.others != nil {
+		who = e.others.ask(ctx, d.Verify)
 	}
 	rules := egress.Rules{IPv6: e.family == model.IPv6, RandomFully: e.random}
 	reason := ""
@@ -72,8 +69,8 @@ func (e *podEgress) Contribute(ctx context.Context, d proxier.Desired) {
 		reason = "--pod-masquerade=off"
 	case len(pods) == 0:
 		reason = "it is not known which addresses pods have; give --cluster-cidr"
-	case e.when == switchAuto && e.who != "":
-		reason = "done by " + e.who
+	case who != "":
+		reason = "done by " + who
 	default:
 		rules.Pods, rules.Cluster, rules.Config = pods, cluster, *config
 	}
@@ -120,31 +117,24 @@ func (e *podEgress) pods(d proxier.Desired) (own, cluster []netip.Prefix) {
 	return own, cluster
 }
 
-// othersOf returns what others have in one family by which they may masquerade.
-func othersOf(cmds ruleset.Commands) func(ctx context.Context) egress.Others {
-	return func(ctx context.Context) egress.Others {
-		chain := func(name string) []ruleset.Rule {
-			return cmds.List(ctx, ruleset.SystemExec{}, ruleset.ChainKey{Table: ruleset.NAT, Name: name})
-		}
-		tables, err := nft.Tables()
-		if err != nil {
-			klog.FromContext(ctx).Info("Cannot see who else masquerades by nf_tables", "reason", err.Error())
-		}
-		return egress.Others{Postrouting: chain("POSTROUTING"), Chain: chain, Tables: tables}
-	}
-}
-
 // podEgress returns what pods of one family need to reach the outside.
 func (b *beside) podEgress(ctx context.Context, f model.Family, engine *ruleset.Engine) *podEgress {
 	var set egress.Set // stays nil where rules cannot use sets
 	if b.node.sets[f] != nil {
 		set = ipset.NewSet(egress.SetName(f == model.IPv6), ipset.HashNet, f == model.IPv6)
 	}
-	return &podEgress{
-		exempt: egress.NewExempt(set),
-		family: f, when: switchFlag(b.cfg.podMasquerade), clusterCIDRs: b.cfg.podCIDRs[f], nodePodCIDRs: b.cfg.nodePodCIDRs, random: b.cfg.masqueradeRandom,
-		config: b.egress, engine: engine, others: othersOf(b.node.commands[f]), owned: b.owns.of(ctx, f, ownsPodMasquerade),
+	e := &podEgress{
+		family: f, when: switchFlag(b.cfg.podMasquerade), clusterCIDRs: b.cfg.podCIDRs[f], nodePodCIDRs: b.cfg.nodePodCIDRs,
+		random: b.cfg.masqueradeRandom, config: b.egress, exempt: egress.NewExempt(set), engine: engine,
+		owned: b.owns.of(ctx, f, ownsPodMasquerade),
 	}
+	if e.when == switchAuto && len(e.clusterCIDRs) > 0 {
+		e.others = lookAhead(ctx, func(ctx context.Context) string {
+			chain := chainReader(ctx, b.node.variant, f, b.node.commands[f])
+			return egress.Others{Postrouting: chain("POSTROUTING"), Chain: chain, Tables: tables(ctx)}.Who(e.clusterCIDRs)
+		})
+	}
+	return e
 }
 
 // egressConfig is what to masquerade of what pods send.

@@ -18,7 +18,6 @@ import (
 
 	"fairlead/iptables/ruleset"
 	"fairlead/nat/conntrack"
-	"fairlead/nat/nft"
 	"fairlead/nat/sockets"
 	"fairlead/portmap"
 	"fairlead/proxier"
@@ -31,17 +30,15 @@ type hostPorts struct {
 	when    switchFlag
 	portmap *portmap.Portmap
 	engine  *ruleset.Engine
-	others  func(ctx context.Context) portmap.Others
+	others  *lookout // nil where it does not matter who else does host ports
 	owned   func(owned bool, reason string)
 	warner  podWarner // may be nil
 	// listening returns the ports that processes of the node listen on.
 	listening func() (map[sockets.Port]bool, error)
 	metrics   *hostPortMetrics
 
-	// taken names who has the chains that host ports need, and who, as last looked,
-	// does host ports in other ways.
-	taken, who string
-	looked     bool
+	// taken names who has the chains that host ports need, if somebody has.
+	taken string
 	// pods are all that there are, for when nobody else does host ports any more, and
 	// off is set while somebody does.
 	pods map[model.ObjectKey]*model.Pod
@@ -78,17 +75,22 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 		forwarded = nil
 	}
 	h := &hostPorts{
-		family: f, when: switchFlag(cfg.hostPorts), engine: engine, others: hostPortsOf(b.node.commands[f], cfg.cniConfDir),
+		family: f, when: switchFlag(cfg.hostPorts), engine: engine,
 		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, listening: sockets.Listening, metrics: b.ports,
 		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]netip.AddrPort{},
 		portmap: portmap.New(portmap.Config{
 			Family: f, Localhost: cfg.hostPortsLocalhost, MasqueradeNeighbours: !passes, Protected: cfg.protected, Forwarded: forwarded,
 		}),
 	}
-	for _, k := range portmap.Keys() {
-		if !engine.Owns(k) {
-			h.taken = "CRI-O or an old kubelet (chain " + k.Name + ")"
-		}
+	if !engine.Owns(ruleset.ChainKey{Table: ruleset.NAT, Name: portmap.Root}) {
+		h.taken = "CRI-O or an old kubelet (chain " + portmap.Root + ")"
+	}
+	if h.when == switchAuto && h.taken == "" {
+		h.others = lookAhead(ctx, func(ctx context.Context) string {
+			return portmap.Others{
+				CNI: os.DirFS(cfg.cniConfDir), Tables: tables(ctx), Chain: chainReader(ctx, b.node.variant, f, b.node.commands[f]),
+			}.Who()
+		})
 	}
 	return h
 }
@@ -103,17 +105,17 @@ func (h *hostPorts) Contribute(ctx context.Context, d proxier.Desired) {
 			h.pods[key] = pod
 		}
 	}
-	if h.when == switchAuto && (!h.looked || d.Verify) {
-		h.who, h.looked = h.others(ctx).Who(), true
+	reason, who := "", ""
+	if h.others != nil {
+		who = h.others.ask(ctx, d.Verify)
 	}
-	reason := ""
 	switch {
 	case h.when == switchOff:
 		reason = "--host-ports=off"
 	case h.taken != "":
 		reason = "done by " + h.taken
-	case h.who != "":
-		reason = "done by " + h.who
+	case who != "":
+		reason = "done by " + who
 	}
 	h.owned(reason == "", reason)
 	pods := d.Pods
@@ -298,20 +300,4 @@ func (o *hostPortOptions) config(own ...string) (map[portmap.Port]string, error)
 		}
 	}
 	return out, nil
-}
-
-// hostPortsOf returns what others have in one family by which they may do host ports.
-func hostPortsOf(cmds ruleset.Commands, cniConfDir string) func(ctx context.Context) portmap.Others {
-	return func(ctx context.Context) portmap.Others {
-		tables, err := nft.Tables()
-		if err != nil {
-			klog.FromContext(ctx).Info("Cannot see who else does host ports by nf_tables", "reason", err.Error())
-		}
-		return portmap.Others{
-			CNI: os.DirFS(cniConfDir), Tables: tables,
-			Chain: func(name string) []ruleset.Rule {
-				return cmds.List(ctx, ruleset.SystemExec{}, ruleset.ChainKey{Table: ruleset.NAT, Name: name})
-			},
-		}
-	}
 }

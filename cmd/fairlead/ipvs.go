@@ -93,7 +93,7 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 	if err != nil {
 		return served{}, err
 	}
-	engine := node.engine(node.commands[f], cfg.contributions(ctx, f, node.commands[f], ipvs.Contribution(rules))...)
+	engine := node.engine(node.commands[f], cfg.contributions(ctx, f, node, ipvs.Contribution(rules))...)
 	engine.Stage(nat.IPVSChains(cfg.masqueradeBit, nat.LoopBack(ipv6)))
 	w := node.watcher(ctx, f, engine, ruleset.Mangle)
 	mode := ipvs.New(rules, ipvs.Kernel{

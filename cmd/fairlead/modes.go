@@ -101,7 +101,7 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	}
 	loops := node.loops(f)
 	rules.Compact = cfg.compact && node.canCompact(ctx, loops, rules)
-	engine := node.engine(node.commands[f], cfg.contributions(ctx, f, node.commands[f], iptables.Contribution(rules))...)
+	engine := node.engine(node.commands[f], cfg.contributions(ctx, f, node, iptables.Contribution(rules))...)
 	loopBack := ""
 	if rules.Compact {
 		loopBack = loops.Name()
