@@ -179,11 +179,23 @@ func (d *decoder) pod(n *yaml.Node) *problem {
 		return nil
 	}
 	value, used, refused := source.TranslatePod(&pod, d.nodeName)
+	if !used && len(refused) == 0 && hasHostPorts(&pod) && len(d.warnings) < maxWarnings {
+		d.warnings = append(d.warnings, warning{line: n.Line, text: "the pod has host ports and no address to lead them to; write it to status.podIPs"})
+	}
 	d.objects = append(d.objects, &object{
 		id: id{source.KindPod, keyOf(pod.Namespace, pod.Name)}, line: n.Line, version: version,
 		pod: value, used: used, refused: refused,
 	})
 	return nil
+}
+
+// hasHostPorts tells whether a pod has host ports that lack but an address.
+func hasHostPorts(pod *corev1.Pod) bool {
+	return !pod.Spec.HostNetwork && len(pod.Status.PodIPs) == 0 && pod.Status.PodIP == "" &&
+		pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed &&
+		slices.ContainsFunc(pod.Spec.Containers, func(c corev1.Container) bool {
+			return slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.HostPort != 0 })
+		})
 }
 
 // warnZeroPorts warns of host ports that are 0, which else mean that there is none:

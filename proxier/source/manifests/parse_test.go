@@ -119,6 +119,15 @@ func TestParseFinds(t *testing.T) {
 			},
 		},
 		{
+			name: "a pod without an address for its host ports",
+			text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{ports: [{containerPort: 80, hostPort: 8080}]}]}\n" +
+				"---\napiVersion: v1\nkind: Pod\nmetadata: {name: b}\nspec: {containers: [{ports: [{containerPort: 80, hostPort: 8080}]}]}\nstatus: {podIP: 10.0.0.1}\n",
+			want: []string{
+				"1: Pod default/a", "1: warning: the pod has host ports and no address to lead them to; write it to status.podIPs",
+				"6: Pod default/b",
+			},
+		},
+		{
 			name: "unknown fields as warnings with their line",
 			text: serviceYAML + "    nodeport: 30080\n  Type: NodePort\nstat.us: {}\n---\n" + serviceYAML + "  colour: red\n",
 			want: []string{
