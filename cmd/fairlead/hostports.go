@@ -98,37 +98,9 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 // Contribute implements proxier.Contributor.
 func (h *hostPorts) Contribute(ctx context.Context, d proxier.Desired) {
 	h.adopt(ctx)
-	for key, pod := range d.Pods {
-		if pod == nil {
-			delete(h.pods, key)
-		} else {
-			h.pods[key] = pod
-		}
-	}
-	reason, who := "", ""
-	if h.others != nil {
-		who = h.others.ask(ctx, d.Verify)
-	}
-	switch {
-	case h.when == switchOff:
-		reason = "--host-ports=off"
-	case h.taken != "":
-		reason = "done by " + h.taken
-	case who != "":
-		reason = "done by " + who
-	}
+	reason := h.whyNot(ctx, d.Verify)
 	h.owned(reason == "", reason)
-	pods := d.Pods
-	if off := reason != ""; off != h.off { // all go, or come
-		h.off, pods = off, maps.Clone(h.pods)
-	}
-	if h.off {
-		pods = maps.Clone(pods)
-		for key := range pods {
-			pods[key] = nil
-		}
-	}
-	changes := h.portmap.Update(pods, portmap.Node{Addrs: d.Node.Addrs, Links: d.Node.Links})
+	changes := h.portmap.Update(h.take(d.Pods, reason != ""), portmap.Node{Addrs: d.Node.Addrs, Links: d.Node.Links})
 	if len(changes.Chains) > 0 {
 		h.engine.Stage(changes.Chains)
 	}
@@ -141,6 +113,43 @@ func (h *hostPorts) Contribute(ctx context.Context, d proxier.Desired) {
 	h.tell(ctx, changes.Refused)
 	h.warnTaken(ctx, changes.Fresh)
 	h.metrics.set(h.family, h.portmap)
+}
+
+// whyNot returns why there are to be no host ports, empty if there are.
+func (h *hostPorts) whyNot(ctx context.Context, again bool) string {
+	who := h.taken
+	if h.others != nil {
+		who = h.others.ask(ctx, again)
+	}
+	switch {
+	case h.when == switchOff:
+		return "--host-ports=off"
+	case who != "":
+		return "done by " + who
+	}
+	return ""
+}
+
+// take takes over what has changed of the pods, and returns what is to become of host
+// ports: where they are switched off or on, all go or come.
+func (h *hostPorts) take(changed map[model.ObjectKey]*model.Pod, off bool) map[model.ObjectKey]*model.Pod {
+	out := maps.Clone(changed)
+	if off != h.off {
+		h.off, out = off, map[model.ObjectKey]*model.Pod{}
+		maps.Copy(out, h.pods)
+		maps.Copy(out, changed)
+	}
+	for key, pod := range changed {
+		if h.pods[key] = pod; pod == nil {
+			delete(h.pods, key)
+		}
+	}
+	if off {
+		for key := range out {
+			out[key] = nil
+		}
+	}
+	return out
 }
 
 // adopt notes which host ports for UDP an earlier agent has left. An error is left to
