@@ -35,11 +35,16 @@ func tables() []other {
 // chains are those in which others have rules that masquerade, if they do. The
 // chains may be there without.
 func chains() []other {
-	return []other{
-		{"FLANNEL-POSTRTG", "flannel", "FLANNEL-POSTRTG"}, {"IP-MASQ-AGENT", "ip-masq-agent", "IP-MASQ-AGENT"},
-		{"KIND-MASQ-AGENT", "kindnet", "KIND-MASQ-AGENT"}, {"CILIUM_POST_nat", "Cilium", "CILIUM_POST_nat"},
-		{"cali-nat-outgoing", "Calico", "cali-POSTROUTING"},
+	out := []other{{"cali-nat-outgoing", "Calico", "cali-POSTROUTING"}}
+	for _, c := range []other{
+		{in: "FLANNEL-POSTRTG", who: "flannel"}, {in: "IP-MASQ-AGENT", who: "ip-masq-agent"}, {in: "IP-MASQ", who: "ip-masq-agent"},
+		{in: "KIND-MASQ-AGENT", who: "kindnet"}, {in: "CILIUM_POST_nat", who: "Cilium"}, {in: "ANTREA-POSTROUTING", who: "Antrea"},
+		{in: "WEAVE", who: "Weave Net"}, {in: "AWS-SNAT-CHAIN-0", who: "the CNI plugin of AWS"},
+	} {
+		c.via = c.in
+		out = append(out, c)
 	}
+	return out
 }
 
 // Who names who masquerades what pods with these addresses send, and the rule or
