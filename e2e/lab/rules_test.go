@@ -79,6 +79,11 @@ func testTarget(t *testing.T, l *lab.Lab, v lab.Variant, f model.Family, target 
 			if want == lab.TimedOut {
 				p.Timeout, count = 50*time.Millisecond, 2
 			}
+			for _, r := range p.Batch(t.Context(), count) {
+				if r.Outcome != want {
+					t.Errorf("%s with %s %s, in a batch: got %s, want %s", p, f, target, r, want)
+				}
+			}
 			got := p.Spread(t.Context(), count)
 			if (want == lab.Refused && got.Refused != count) || (want == lab.TimedOut && got.TimedOut != count) {
 				t.Errorf("%s with %s %s: got %+v, want %d %s", p, f, target, got, count, want)
@@ -136,6 +141,15 @@ func testDNAT(t *testing.T, from *lab.NS, vip netip.AddrPort) {
 	t.Helper()
 	for _, network := range networks() {
 		p := lab.Probe{From: from, Network: network, To: vip}
+		batch := p.Batch(t.Context(), 10)
+		for _, r := range batch {
+			if r.Server != "node-1-pod-1" || !r.Local.IsValid() || !r.Source.IsValid() {
+				t.Errorf("%s: in a batch: got %s, to the socket at %s, want an answer of node-1-pod-1", p, r, r.Local)
+			}
+		}
+		if len(batch) != 10 {
+			t.Errorf("%s: got %d results of 10 requests", p, len(batch))
+		}
 		if r := p.Once(t.Context()); r.Server != "node-1-pod-1" {
 			t.Errorf("%s: got %v, want an answer of node-1-pod-1", p, r)
 		}

@@ -23,15 +23,30 @@ func (ns *NS) Listen(ctx context.Context, network, addr string) (net.Listener, e
 	return l, err
 }
 
-// ListenPacket is net.ListenPacket in the namespace.
+// manyDatagrams is a buffer, in bytes, for what a lab's clients ask at one time: a
+// datagram takes about 1 kB of it.
+const manyDatagrams = 8 << 20
+
+// ListenPacket is net.ListenPacket in the namespace, with room for many datagrams.
 func (ns *NS) ListenPacket(ctx context.Context, network, addr string) (net.PacketConn, error) {
 	var c net.PacketConn
 	err := ns.Do(func() (err error) {
-		var lc net.ListenConfig
+		lc := net.ListenConfig{Control: enlarge}
 		c, err = lc.ListenPacket(ctx, network, addr)
 		return err
 	})
 	return c, err
+}
+
+// enlarge gives a socket a buffer beyond net.core.rmem_max.
+func enlarge(_, _ string, raw syscall.RawConn) error {
+	var err error
+	if e := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, manyDatagrams)
+	}); e != nil {
+		return e
+	}
+	return err
 }
 
 // Dial is net.Dialer.DialContext in the namespace. The address is numeric.

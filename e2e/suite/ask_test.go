@@ -13,12 +13,14 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"fairlead/e2e/lab"
@@ -30,6 +32,11 @@ const (
 	atOnce = 40
 	// enoughRefusals end a cell: what refuses has nothing else to choose.
 	enoughRefusals = 6
+	// leastRequests are made of a cell in any case.
+	leastRequests = 8
+	// patience is how long the first requests are waited for before more are made:
+	// answers come sooner, if they come at all.
+	patience = 100 * time.Millisecond
 	// httpTimeout is like that of a probe.
 	httpTimeout = 900 * time.Millisecond
 )
@@ -40,12 +47,13 @@ func askAll(ctx context.Context, topo *topology, s scenario) (outcomes, error) {
 	var mu sync.Mutex
 	out := outcomes{}
 	seen := map[string]bool{}
+	busy := newLoad()
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(atOnce)
 	for _, lane := range s.lanes() {
 		g.Go(func() error {
 			for _, c := range lane {
-				outcome, servers := ask(ctx, topo, s, c)
+				outcome, servers := ask(ctx, topo, busy, s, c)
 				mu.Lock()
 				out[c] = outcome
 				for _, server := range servers {
@@ -64,6 +72,9 @@ func askAll(ctx context.Context, topo *topology, s scenario) (outcomes, error) {
 	}
 	return out, nil
 }
+
+// dropped is the outcome of requests that nothing came back of.
+const dropped = "dropped"
 
 // together stands for all cells of a sticky scenario: its outcome is who
 // answered any of them. Clients stay with their endpoints, but not all with the
@@ -97,35 +108,55 @@ func (s scenario) lanes() [][]cell {
 }
 
 // ask asks one cell, and returns its outcome in words and who answered.
-func ask(ctx context.Context, topo *topology, s scenario, c cell) (outcome string, servers []string) {
+func ask(ctx context.Context, topo *topology, busy load, s scenario, c cell) (outcome string, servers []string) {
 	if c.place.target == toHealthCheck {
 		return askHealth(ctx, topo.hosts[c.from].Dial, c.place.addr(topo, c.flow.family)), nil
 	}
 	p := lab.Probe{From: topo.hosts[c.from], Network: c.flow.network, To: c.place.addr(topo, c.flow.family)}
 	t := tally{answers: map[answer]int{}}
-	left := s.requests()
-	for ; left > 0 && t.timeouts == 0 && t.refusals < enoughRefusals; left-- {
-		t.add(topo, p.Once(ctx))
+	first := make(chan []lab.Result, 1)
+	busy.enter(leastRequests)
+	go func() { first <- p.Batch(ctx, leastRequests) }()
+	var results []lab.Result
+	select {
+	case results = <-first:
+	case <-time.After(patience):
 	}
-	if t.timeouts > 0 {
-		for _, r := range atTheSameTime(ctx, p, left) {
+	busy.leave(leastRequests)
+	for _, r := range results {
+		t.add(topo, r)
+	}
+	if more := s.requests() - leastRequests; more > 0 && !t.suffices(s) {
+		busy.enter(more)
+		free := time.AfterFunc(patience, func() { busy.leave(more) })
+		for _, r := range p.Batch(ctx, more) {
+			t.add(topo, r)
+		}
+		if free.Stop() {
+			busy.leave(more)
+		}
+	}
+	if results == nil {
+		for _, r := range <-first {
 			t.add(topo, r)
 		}
 	}
 	return t.outcome(s.sticky), t.servers()
 }
 
-// atTheSameTime makes n requests for the price of one timeout: it may be that
-// only one endpoint's answers get lost.
-func atTheSameTime(ctx context.Context, p lab.Probe, n int) []lab.Result {
-	results := make([]lab.Result, n)
-	var wg sync.WaitGroup
-	for i := range results {
-		wg.Go(func() { results[i] = p.Once(ctx) })
-	}
-	wg.Wait()
-	return results
-}
+// load bounds the requests that keep the machine busy. One that gets no answer
+// within patience does not: it just waits.
+type load struct{ *semaphore.Weighted }
+
+// newLoad allows for so many requests that a machine answers each long before a
+// client gives up.
+func newLoad() load { return load{semaphore.NewWeighted(maxLoad())} }
+
+func maxLoad() int64 { return int64(64 * runtime.NumCPU()) }
+
+func (l load) enter(n int) { _ = l.Acquire(context.Background(), min(int64(n), maxLoad())) } // fails only with its context
+
+func (l load) leave(n int) { l.Release(min(int64(n), maxLoad())) }
 
 // answer is who answered, and whom it saw.
 type answer struct{ server, saw string }
@@ -163,6 +194,30 @@ func reason(err error) string {
 	return err.Error()
 }
 
+// suffices tells whether nothing else is to be expected of more requests: what
+// refuses has nothing else to choose, nor has what has chosen every endpoint.
+func (t *tally) suffices(s scenario) bool {
+	n := 0
+	for _, count := range t.answers {
+		n += count
+	}
+	if t.refusals >= enoughRefusals {
+		return true
+	}
+	if n < leastRequests || t.refusals+t.timeouts+len(t.failures) > 0 {
+		return false
+	}
+	seen := t.servers()
+	for _, svc := range s.services {
+		for _, e := range svc.endpoints {
+			if !slices.Contains(seen, e.at) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 func (t *tally) servers() []string {
 	var out []string
 	for a := range t.answers {
@@ -185,7 +240,7 @@ func (t *tally) outcome(sticky bool) string {
 		parts = append(parts, "refused")
 	}
 	if t.timeouts > 0 {
-		parts = append(parts, "dropped")
+		parts = append(parts, dropped)
 	}
 	for _, f := range t.failures {
 		parts = append(parts, "failed: "+f)
@@ -201,7 +256,7 @@ func askHealth(ctx context.Context, dial dialer, at netip.AddrPort) string {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return "refused"
 	case errors.Is(err, context.DeadlineExceeded):
-		return "dropped"
+		return dropped
 	case err != nil:
 		return "failed: " + reason(err)
 	}

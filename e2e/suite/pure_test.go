@@ -111,7 +111,7 @@ func TestOutcome(t *testing.T) {
 		return lab.Result{Outcome: lab.Answered, Server: server, Source: source, Local: client}
 	}
 	own, masqueraded, unknown := saw("a", client), saw("b", netip.AddrPortFrom(bridge, 3)), saw("b", pod)
-	refused, dropped := lab.Result{Outcome: lab.Refused}, lab.Result{Outcome: lab.TimedOut}
+	refusal, timeout := lab.Result{Outcome: lab.Refused}, lab.Result{Outcome: lab.TimedOut}
 	failed := lab.Result{Outcome: lab.Failed, Err: fmt.Errorf("dial 10.0.0.1:4711: %w", unix.EINVAL)}
 	odd := lab.Result{Outcome: lab.Failed, Err: errors.New("odd")}
 	for _, tc := range []struct {
@@ -123,9 +123,9 @@ func TestOutcome(t *testing.T) {
 		{name: "one", results: []lab.Result{own, own}, want: "a saw own"},
 		{name: "two", results: []lab.Result{masqueraded, own, masqueraded}, want: "a saw own, b saw bridge"},
 		{name: "one seen differently", results: []lab.Result{masqueraded, unknown}, want: "b saw 10.0.0.2, b saw bridge"},
-		{name: "refused", results: []lab.Result{refused, refused}, want: "refused"},
-		{name: "dropped", results: []lab.Result{dropped}, want: "dropped"},
-		{name: "everything", results: []lab.Result{dropped, refused, own, failed, failed, odd},
+		{name: "refused", results: []lab.Result{refusal, refusal}, want: "refused"},
+		{name: "dropped", results: []lab.Result{timeout}, want: "dropped"},
+		{name: "everything", results: []lab.Result{timeout, refusal, own, failed, failed, odd},
 			want: "a saw own, dropped, failed: invalid argument, failed: odd, refused"},
 		{name: "stays", results: []lab.Result{masqueraded, masqueraded}, sticky: true, want: "one endpoint saw bridge"},
 		{name: "strays", results: []lab.Result{masqueraded, own}, sticky: true, want: "a saw own, b saw bridge"},
@@ -138,6 +138,34 @@ func TestOutcome(t *testing.T) {
 			}
 			if diff := cmp.Diff(tc.want, tally.outcome(tc.sticky)); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestSuffices: a cell is asked until it can have shown all that it has.
+func TestSuffices(t *testing.T) {
+	sc := scenario{services: []service{web(at("a", "b"))}}
+	saw := func(server string, n int) map[answer]int { return map[answer]int{{server, "own"}: n} }
+	both := func(a, b int) map[answer]int { return map[answer]int{{"a", "own"}: a, {"b", "own"}: b} }
+	for _, tc := range []struct {
+		name  string
+		tally tally
+		want  bool
+	}{
+		{name: "nothing"},
+		{name: "one endpoint", tally: tally{answers: saw("a", 100)}},
+		{name: "both, seldom", tally: tally{answers: both(leastRequests-2, 1)}},
+		{name: "both", tally: tally{answers: both(leastRequests-1, 1)}, want: true},
+		{name: "both, and a drop", tally: tally{answers: both(leastRequests, 1), timeouts: 1}},
+		{name: "both, and a refusal", tally: tally{answers: both(leastRequests, 1), refusals: 1}},
+		{name: "both, and a failure", tally: tally{answers: both(leastRequests, 1), failures: []string{"odd"}}},
+		{name: "few refusals", tally: tally{refusals: enoughRefusals - 1}},
+		{name: "refusals", tally: tally{refusals: enoughRefusals}, want: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := tc.tally.suffices(sc); got != tc.want {
+				t.Errorf("got %t, want %t", got, tc.want)
 			}
 		})
 	}

@@ -179,11 +179,10 @@ func (s scenario) requests() int {
 	for _, svc := range s.services {
 		n = max(n, float64(len(svc.endpoints)))
 	}
-	const least = 8
 	if n == 1 {
-		return least
+		return leastRequests
 	}
-	return max(least, int(math.Ceil(math.Log(n*1e9)/-math.Log1p(-1/n))))
+	return max(leastRequests, int(math.Ceil(math.Log(n*1e9)/-math.Log1p(-1/n))))
 }
 
 // asks tells whether the scenario has that target.

@@ -102,6 +102,9 @@ func prepare(job Job) error {
 	if err := unix.Sethostname([]byte("uml")); err != nil {
 		return fmt.Errorf("set the host's name: %w", err)
 	}
+	if err := favourPackets(); err != nil {
+		return err
+	}
 	return loopbackUp()
 }
 
