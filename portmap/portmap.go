@@ -20,11 +20,15 @@ import (
 // for pods that nothing else lets through.
 const (
 	hostPorts = Root
-	prefix    = "KUBE-HP-"
+	prefix    = Prefix
 )
 
-// Root is the name of the chain that host ports start in.
-const Root = "KUBE-HOSTPORTS"
+// Root is the name of the chain that host ports start in, and Prefix begins those of
+// the chains that it leads to.
+const (
+	Root   = "KUBE-HOSTPORTS"
+	Prefix = "KUBE-HP-"
+)
 
 // Mark begins the comment of every rule in this package's chains. CRI-O and kubelet
 // before Kubernetes 1.24 have chains of the same names.

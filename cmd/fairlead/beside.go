@@ -38,7 +38,7 @@ func newBeside(ctx context.Context, cfg *config, node *nodeKernel, settings *sys
 
 // contributions are a mode's, and those beside it.
 func (c *config) contributions(ctx context.Context, f model.Family, node *nodeKernel, mode ruleset.Contribution) []ruleset.Contribution {
-	return append([]ruleset.Contribution{mode}, besideMode(f, chainReader(ctx, node.variant, f, node.commands[f]), switchFlag(c.hostPorts), c.hostPortsLocalhost)...)
+	return append([]ruleset.Contribution{mode}, besideMode(f, node.chainReader(ctx, f), switchFlag(c.hostPorts), c.hostPortsLocalhost)...)
 }
 
 // besideMode are the contributions beside a mode's. The chains of host ports are not

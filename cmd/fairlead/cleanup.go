@@ -68,9 +68,9 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 				continue
 			}
 			if err == nil {
-				node := &nodeKernel{variant: v}
+				node := &nodeKernel{variant: v, commands: map[model.Family]ruleset.Commands{f: cmds}}
 				mode := iptables.Contribution(iptables.RenderConfig{Family: f})
-				_, err = node.engine(cmds, append(besideMode(f, chainReader(ctx, v, f, cmds), switchAuto, false), mode)...).Clean(ctx)
+				_, err = node.engine(cmds, append(besideMode(f, node.chainReader(ctx, f), switchAuto, false), mode)...).Clean(ctx)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("clean up %s, %s variant: %w", f, v, err))

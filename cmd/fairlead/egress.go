@@ -130,7 +130,7 @@ func (b *beside) podEgress(ctx context.Context, f model.Family, engine *ruleset.
 	}
 	if e.when == switchAuto && len(e.clusterCIDRs) > 0 {
 		e.others = lookAhead(ctx, func(ctx context.Context) string {
-			chain := chainReader(ctx, b.node.variant, f, b.node.commands[f])
+			chain := b.node.chainReader(ctx, f)
 			return egress.Others{Postrouting: chain("POSTROUTING"), Chain: chain, Tables: tables(ctx)}.Who(e.clusterCIDRs)
 		})
 	}

@@ -30,6 +30,8 @@ type hostPorts struct {
 	when    switchFlag
 	portmap *portmap.Portmap
 	engine  *ruleset.Engine
+	// reading is that of the rules at start, nil where there is none.
+	reading *ruleset.Reading
 	others  *lookout // nil where it does not matter who else does host ports
 	owned   func(owned bool, reason string)
 	warner  podWarner // may be nil
@@ -75,7 +77,7 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 		forwarded = nil
 	}
 	h := &hostPorts{
-		family: f, when: switchFlag(cfg.hostPorts), engine: engine,
+		family: f, when: switchFlag(cfg.hostPorts), engine: engine, reading: b.node.readings[f],
 		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, listening: sockets.Listening, metrics: b.ports,
 		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]netip.AddrPort{},
 		portmap: portmap.New(portmap.Config{
@@ -88,7 +90,7 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 	if h.when == switchAuto && h.taken == "" {
 		h.others = lookAhead(ctx, func(ctx context.Context) string {
 			return portmap.Others{
-				CNI: os.DirFS(cfg.cniConfDir), Tables: tables(ctx), Chain: chainReader(ctx, b.node.variant, f, b.node.commands[f]),
+				CNI: os.DirFS(cfg.cniConfDir), Tables: tables(ctx), Chain: b.node.chainReader(ctx, f),
 			}.Who()
 		})
 	}
@@ -158,12 +160,17 @@ func (h *hostPorts) adopt(ctx context.Context) {
 	if h.known {
 		return
 	}
-	err := h.engine.Existing(ctx, ruleset.NAT, func(r ruleset.Rule) {
+	note := func(r ruleset.Rule) {
 		if addr, port, ok := portmap.UDPPort(r); ok {
 			h.adopted = append(h.adopted, conntrack.Frontend{Addr: addr, Port: port})
 		}
-	})
-	h.known = err == nil
+	}
+	if h.reading != nil && h.reading.Each(ruleset.NAT, note) {
+		h.known = true
+		return
+	}
+	h.adopted = nil
+	h.known = h.engine.Existing(ctx, ruleset.NAT, note) == nil
 }
 
 // note notes where a host port leads to.

@@ -95,7 +95,8 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 	}
 	engine := node.engine(node.commands[f], cfg.contributions(ctx, f, node, ipvs.Contribution(rules))...)
 	engine.Stage(nat.IPVSChains(cfg.masqueradeBit, nat.LoopBack(ipv6)))
-	w := node.watcher(ctx, f, engine, ruleset.Mangle)
+	w := node.watcher(ctx, f, engine.Owns, ruleset.Mangle)
+	watched(engine, w)
 	mode := ipvs.New(rules, ipvs.Kernel{
 		Servers: b.servers[f], Device: dev, Rules: engine, Now: time.Now, Set: ipvsSets(f),
 	})

@@ -18,6 +18,7 @@ import (
 	"fairlead/nat"
 	"fairlead/nat/ipset"
 	"fairlead/nat/nfacct"
+	"fairlead/portmap"
 	"fairlead/proxier/model"
 )
 
@@ -26,6 +27,8 @@ type nodeKernel struct {
 	variant  ruleset.Variant
 	families []model.Family
 	commands map[model.Family]ruleset.Commands
+	// readings are those of the rules at start, as far as there are.
+	readings map[model.Family]*ruleset.Reading
 	// sets are missing for a family in which rules cannot use them.
 	sets map[model.Family]iptables.Sets
 }
@@ -42,7 +45,10 @@ func probeNode(ctx context.Context, v ruleset.Variant) (*nodeKernel, error) {
 			return nil, err
 		}
 	}
-	n := &nodeKernel{variant: v, commands: map[model.Family]ruleset.Commands{}, sets: map[model.Family]iptables.Sets{}}
+	n := &nodeKernel{
+		variant: v, commands: map[model.Family]ruleset.Commands{}, sets: map[model.Family]iptables.Sets{},
+		readings: map[model.Family]*ruleset.Reading{},
+	}
 	for _, f := range model.Families() {
 		if f == model.IPv6 && !ipv6Enabled() {
 			klog.FromContext(ctx).Info("IPv6 is off in this kernel, going on with IPv4 alone")
@@ -132,11 +138,10 @@ type watcher interface {
 }
 
 // watcher returns one for a family's rules, those of more tables among them than all
-// modes use, and has engine listen to it. Where the kernel does not tell, all rules
-// are read once in a while.
-func (n *nodeKernel) watcher(ctx context.Context, f model.Family, engine *ruleset.Engine, more ...ruleset.Table) watcher {
+// modes use. Where the kernel does not tell, all rules are read once in a while.
+func (n *nodeKernel) watcher(ctx context.Context, f model.Family, owns func(ruleset.ChainKey) bool, more ...ruleset.Table) watcher {
 	cfg := watch.Config{
-		IPv6: f == model.IPv6, Tables: append([]ruleset.Table{ruleset.Filter, ruleset.NAT}, more...), Owns: engine.Owns,
+		IPv6: f == model.IPv6, Tables: append([]ruleset.Table{ruleset.Filter, ruleset.NAT}, more...), Owns: owns,
 	}
 	var w watcher
 	var err error
@@ -149,8 +154,28 @@ func (n *nodeKernel) watcher(ctx context.Context, f model.Family, engine *rulese
 		klog.FromContext(ctx).Error(err, "Cannot watch what others change; all rules are read again and again, which costs more", "ipFamily", f)
 		return blind{}
 	}
-	engine.Watch(w)
 	return w
+}
+
+// watched has an engine listen to a watcher, unless that sees nothing.
+func watched(engine *ruleset.Engine, w watcher) {
+	if _, none := w.(blind); !none {
+		engine.Watch(w)
+	}
+}
+
+// readAhead starts to read a family's rules. Those of others, and of host ports, are
+// told from it as long as it is new: with the legacy variant to read one chain is to
+// read all.
+func (n *nodeKernel) readAhead(ctx context.Context, f model.Family, w watcher) *ruleset.Reading {
+	if _, none := w.(blind); !none {
+		w.Take() // what comes from here on is seen or told
+	}
+	r := ruleset.Read(ctx, ruleset.SystemExec{}, n.commands[f], func(k ruleset.ChainKey) bool {
+		return !strings.HasPrefix(k.Name, "KUBE-") || k.Name == portmap.Root || strings.HasPrefix(k.Name, portmap.Prefix)
+	})
+	n.readings[f] = r
+	return r
 }
 
 // blind is a watcher that sees nothing, and that no engine listens to.

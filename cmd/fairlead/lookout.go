@@ -46,15 +46,21 @@ func (l *lookout) ask(ctx context.Context, again bool) string {
 }
 
 // chainReader returns the rules of a chain of table nat in one family, whoever has made
-// it, none where it is not there. What nf_tables does not have is not asked of a command.
-func chainReader(ctx context.Context, v ruleset.Variant, f model.Family, cmds ruleset.Commands) func(name string) []ruleset.Rule {
+// it, none where it is not there. What was read at start, or nf_tables does not have, is
+// not asked of a command.
+func (n *nodeKernel) chainReader(ctx context.Context, f model.Family) func(name string) []ruleset.Rule {
 	return func(name string) []ruleset.Rule {
-		if v == ruleset.NFT {
+		k := ruleset.ChainKey{Table: ruleset.NAT, Name: name}
+		if n.variant == ruleset.NFT { // and to wait for a reading of all is to wait for long
 			if has, err := (ruleset.KernelNFTables{}).HasChain(f == model.IPv6, ruleset.NAT, name); err == nil && !has {
 				return nil
 			}
+		} else if r := n.readings[f]; r != nil {
+			if rules, ok := r.Chain(k); ok {
+				return rules
+			}
 		}
-		return cmds.List(ctx, ruleset.SystemExec{}, ruleset.ChainKey{Table: ruleset.NAT, Name: name})
+		return n.commands[f].List(ctx, ruleset.SystemExec{}, k)
 	}
 }
 

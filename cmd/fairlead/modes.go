@@ -101,14 +101,17 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	}
 	loops := node.loops(f)
 	rules.Compact = cfg.compact && node.canCompact(ctx, loops, rules)
-	engine := node.engine(node.commands[f], cfg.contributions(ctx, f, node, iptables.Contribution(rules))...)
+	var engine *ruleset.Engine // until there is one, nobody knows whose a chain is
+	w := node.watcher(ctx, f, func(k ruleset.ChainKey) bool { return engine == nil || engine.Owns(k) })
+	reading := node.readAhead(ctx, f, w)
+	engine = node.engine(node.commands[f], cfg.contributions(ctx, f, node, iptables.Contribution(rules))...)
 	loopBack := ""
 	if rules.Compact {
 		loopBack = loops.Name()
 	}
 	engine.Stage(nat.Chains(cfg.masqueradeBit, loopBack))
-	w := node.watcher(ctx, f, engine)
-	engine.ReadAhead(ctx)
+	watched(engine, w)
+	engine.Use(reading)
 	return served{
 		mode: iptables.New(rules, engine, node.sets[f], loops, b.metrics), engine: engine, watcher: w,
 		followers: []proxier.Follower{&ipvsLeftovers{family: f, device: &b.device, exclude: cfg.excludeCIDRs, keepLoops: rules.Compact}},

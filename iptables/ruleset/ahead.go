@@ -3,41 +3,95 @@
 package ruleset
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"time"
 )
 
-// ahead is a reading of all rules that was started before it was needed.
-type ahead struct {
+// Reading is a reading of all rules that is started before it is needed.
+type Reading struct {
 	began time.Time
+	keep  func(ChainKey) bool
 	done  chan struct{} // closed at the end, and then:
 	took  time.Duration
 	text  spool
+	kept  map[ChainKey][]Rule
 	err   error
 }
 
 // maxAhead is how long ago a reading may have begun to be of use still.
 const maxAhead = 30 * time.Second
 
+// Read starts to read the rules, all tables'. Of chains that keep chooses, whoever
+// has made them, Chain returns the rules; keep may be nil. The reading ends with ctx.
+func Read(ctx context.Context, x Exec, cmds Commands, keep func(ChainKey) bool) *Reading {
+	r := &Reading{began: time.Now(), keep: keep, done: make(chan struct{}), kept: map[ChainKey][]Rule{}}
+	go func() {
+		defer close(r.done)
+		r.err = x.Run(ctx, Command{Name: cmds.Save, Stdout: &r.text})
+		r.took = time.Since(r.began)
+		if r.err == nil && keep != nil {
+			r.err = parse(r.text.again(), keeper{r})
+		}
+	}()
+	return r
+}
+
+// Chain waits for the end of the reading and returns the rules of a chain that is
+// kept, none where it is not there. ok is false where there is no telling: the
+// reading has failed, or was long ago.
+func (r *Reading) Chain(k ChainKey) (rules []Rule, ok bool) {
+	<-r.done
+	return r.kept[k], r.usable()
+}
+
+// Each waits for the end of the reading and calls yield for each rule of a table that
+// is kept. ok is as Chain has it.
+func (r *Reading) Each(t Table, yield func(Rule)) (ok bool) {
+	<-r.done
+	for k, rules := range r.kept {
+		for _, rule := range rules {
+			if k.Table == t {
+				yield(rule)
+			}
+		}
+	}
+	return r.usable()
+}
+
+func (r *Reading) usable() bool {
+	return r.err == nil && r.keep != nil && time.Since(r.began) <= maxAhead
+}
+
+// keeper is the visitor that keeps rules.
+type keeper struct{ *Reading }
+
+func (keeper) table(Table)              {}
+func (keeper) chain(ChainKey, string)   {}
+func (keeper) unreadable(t Table) error { return unreadable(t) }
+func (r keeper) rule(k ChainKey, text []byte) {
+	if r.keep(k) {
+		r.kept[k] = append(r.kept[k], Rule(text))
+	}
+}
+
 // ReadAhead starts to read the kernel's rules, which the first Apply waits for
 // otherwise: 3 s at 10,000 Services, in which the objects can be listed. It is to
 // be called before the first Apply, and after Watch. The reading ends with ctx.
 func (e *Engine) ReadAhead(ctx context.Context) {
-	a := &ahead{began: time.Now(), done: make(chan struct{})}
 	if e.watcher != nil {
 		e.watcher.Take() // what comes from here on is seen or told
 	}
-	e.ahead = a
-	go func() {
-		defer close(a.done)
-		a.err = e.exec.Run(ctx, Command{Name: e.cmds.Save, Stdout: &a.text})
-		a.took = time.Since(a.began)
-	}()
+	e.Use(Read(ctx, e.exec, e.cmds, nil))
 }
 
+// Use has the first Apply take what r has read. If the engine has a Watcher, Take has
+// been called just before r was started.
+func (e *Engine) Use(r *Reading) { e.ahead = r }
+
 // takeAhead returns what was read ahead, nil where that is of no use.
-func (e *Engine) takeAhead(ctx context.Context) *ahead {
+func (e *Engine) takeAhead(ctx context.Context) *Reading {
 	a := e.ahead
 	e.ahead = nil
 	if a == nil {
@@ -61,6 +115,16 @@ type spool struct{ parts [][]byte }
 // and again.
 const spoolPart = 1 << 20
 
+// again returns a reader of what has been written, which stays.
+func (s *spool) again() io.Reader {
+	var parts []io.Reader
+	for _, p := range s.parts {
+		parts = append(parts, bytes.NewReader(p))
+	}
+	return io.MultiReader(parts...)
+}
+
+// Write implements io.Writer.
 func (s *spool) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0; {
 		last := len(s.parts) - 1

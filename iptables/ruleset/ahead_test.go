@@ -96,3 +96,51 @@ func TestSpool(t *testing.T) {
 		t.Errorf("read %d bytes, %v, want the %d that were written", len(got), err, len(text))
 	}
 }
+
+// TestReading: the rules of the chains that are to be kept are told, whosoever they
+// are, and what was read stays whole.
+func TestReading(t *testing.T) {
+	const text = "*nat\n:POSTROUTING ACCEPT [0:0]\n:THEIRS - [0:0]\n:KUBE-SEP-A - [0:0]\n-A POSTROUTING -j THEIRS\n-A THEIRS -j MASQUERADE\n-A KUBE-SEP-A -j RETURN\nCOMMIT\n"
+	theirs, other := ruleset.ChainKey{Table: ruleset.NAT, Name: "THEIRS"}, ruleset.ChainKey{Table: ruleset.NAT, Name: "KUBE-SEP-A"}
+	keep := func(k ruleset.ChainKey) bool { return k == theirs }
+	for _, tt := range []struct {
+		name  string
+		keep  func(ruleset.ChainKey) bool
+		fails bool
+		later time.Duration
+		ok    bool
+	}{
+		{name: "new", keep: keep, ok: true},
+		{name: "long ago", keep: keep, later: time.Hour},
+		{name: "failed", keep: keep, fails: true},
+		{name: "nothing is to be kept"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.edit(text)
+				h.exec = h.kernel
+				if tt.fails {
+					h.exec = &savesLater{Exec: h.kernel}
+				}
+				r := ruleset.Read(t.Context(), h.exec, ruleset.Commands{Save: "iptables-save"}, tt.keep)
+				time.Sleep(tt.later)
+				got, ok := r.Chain(theirs)
+				if ok != tt.ok || ok && (len(got) != 1 || got[0] != "-j MASQUERADE") {
+					t.Errorf("Chain() = %q, %t, want the rule that masquerades: %t", got, ok, tt.ok)
+				}
+				if got, _ := r.Chain(other); len(got) > 0 {
+					t.Errorf("got %q of a chain that is not to be kept", got)
+				}
+				n := 0
+				if ok := r.Each(ruleset.NAT, func(ruleset.Rule) { n++ }); ok != tt.ok || ok && n != 1 {
+					t.Errorf("Each() = %t with %d rules, want %t with 1", ok, n, tt.ok)
+				}
+				h.want(someServices())
+				h.engine.Use(r)
+				h.prune()
+				h.checkOurs(someServices())
+			})
+		})
+	}
+}

@@ -4,7 +4,6 @@ package ruleset
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"io"
 	"slices"
@@ -30,7 +29,7 @@ type early struct {
 func (e *Engine) Early(ctx context.Context) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.overlaps || e.loaded || e.ahead == nil || !e.ahead.lacks(ctx, e.owners) {
+	if e.overlaps || e.loaded && len(e.kernel.chains) > 0 || !e.loaded && (e.ahead == nil || !e.ahead.lacks(ctx, e.owners)) {
 		return
 	}
 	var shared []chainWrite
@@ -130,7 +129,7 @@ func (x *early) stream(shared []chainWrite) io.ReadCloser {
 
 // lacks tells whether the kernel has no chain of ours, as far as that is quickly
 // said.
-func (a *ahead) lacks(ctx context.Context, o owners) bool {
+func (a *Reading) lacks(ctx context.Context, o owners) bool {
 	select {
 	case <-a.done:
 	case <-ctx.Done():
@@ -140,7 +139,7 @@ func (a *ahead) lacks(ctx context.Context, o owners) bool {
 		return false
 	}
 	found := foundOwned{owners: o}
-	err := parse(bytes.NewReader(slices.Concat(a.text.parts...)), &found)
+	err := parse(a.text.again(), &found)
 	return err == nil && !found.any
 }
 

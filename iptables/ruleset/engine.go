@@ -40,7 +40,7 @@ type Engine struct {
 	// watcher is nil where nothing tells what others change.
 	watcher Watcher
 	// ahead is nil once it is used.
-	ahead *ahead
+	ahead *Reading
 	// early is set from Early to the end of Apply.
 	early *early
 	// cleaning is set by Clean.
