@@ -135,8 +135,8 @@ func TestKernelOneChangeAmongMany(t *testing.T) {
 			slices.Sort(ours)
 			slices.Sort(bare)
 			t.Logf("%d host ports in %v; one change %v, the bare command %v (p50)", hostPorts, first, ours[rounds/2], bare[rounds/2])
-			if ours[rounds/2] > bare[rounds/2]+more {
-				t.Errorf("a change takes %v, and the bare command %v: want at most %v more (p50)", ours[rounds/2], bare[rounds/2], more)
+			if ours[0] > bare[0]+more { // the least, as others use the machine, too
+				t.Errorf("a change takes %v, and the bare command %v: want at most %v more", ours[0], bare[0], more)
 			}
 		})
 	}
