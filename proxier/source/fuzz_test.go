@@ -45,6 +45,9 @@ func FuzzTranslate(f *testing.F) {
 		`{"metadata":{"name":"n","labels":{"topology.kubernetes.io/zone":"Zone_1.a"}},"spec":{"podCIDR":"10.244.0.1/24","podCIDRs":["10.244.0.1/24","fd00::/64","x"]},
 		  "status":{"addresses":[{"type":"InternalIP","address":"10.0.0.1"},{"type":"ExternalIP","address":"192.0.2.1"},{"type":"ExternalIP","address":"2001:db8::1"},{"type":"Hostname","address":"n"}]}}`,
 		`{"metadata":{"name":"node.example","deletionTimestamp":"2026-01-01T00:00:00Z"},"spec":{"taints":[{"key":"x"}]}}`,
+		`{"metadata":{"namespace":"shop","name":"web-0","uid":"\nCOMMIT"},"spec":{"nodeName":"n","containers":[{"ports":[{"hostPort":80,"containerPort":80},
+		  {"hostPort":80,"containerPort":81,"hostIP":"0.0.0.0"},{"hostPort":53,"containerPort":53,"protocol":"UDP","hostIP":"fe80::1%eth0"},{"hostPort":70000,"containerPort":1}]}]},
+		  "status":{"podIPs":[{"ip":"10.244.0.1"},{"ip":"fd00::1"},{"ip":"10.244.0.2"}],"podIP":"::1","startTime":"2026-01-01T00:00:00Z"}}`,
 		`{"metadata":{"name":"kubernetes"},"spec":{"cidrs":["10.96.0.1/12","10.96.0.0/12","fd00::/112","::ffff:10.0.0.0/104","x"]}}`,
 		`{"metadata":{"namespace":"a\nCOMMIT","name":"\"x"},"spec":{"clusterIP":"1.2.3.4"}}`,
 	} {
@@ -68,6 +71,12 @@ func FuzzTranslate(f *testing.F) {
 		if json.Unmarshal(data, &cidr) == nil {
 			if c, ok, refused := source.TranslateServiceCIDR(&cidr); ok {
 				check(t, sourcetest.CheckServiceCIDR(c), refused)
+			}
+		}
+		var pod corev1.Pod
+		if json.Unmarshal(data, &pod) == nil {
+			if p, ok, refused := source.TranslatePod(&pod, "n"); ok {
+				check(t, sourcetest.CheckPod(p), refused)
 			}
 		}
 		var node corev1.Node

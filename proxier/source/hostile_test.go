@@ -119,6 +119,19 @@ func fullSlice() *discoveryv1.EndpointSlice {
 	}
 }
 
+func fullPod() *corev1.Pod {
+	pod := &corev1.Pod{
+		ObjectMeta: name(),
+		Spec: corev1.PodSpec{NodeName: "node", Containers: []corev1.Container{{Name: "c", Ports: []corev1.ContainerPort{
+			{HostPort: 8080, ContainerPort: 80, Protocol: corev1.ProtocolTCP, HostIP: "192.0.2.1"},
+			{HostPort: 53, ContainerPort: 53, Protocol: corev1.ProtocolUDP},
+		}}}},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.244.0.1"}, {IP: "fd00::1"}}},
+	}
+	pod.Name, pod.UID = strings.Repeat("n", 253), "0c5f0c6e-8b0d-4f6e-9d4b-000000000000"
+	return pod
+}
+
 func fullNode() *corev1.Node {
 	node := &corev1.Node{
 		ObjectMeta: name(),
@@ -184,6 +197,22 @@ func TestHostileStrings(t *testing.T) {
 				t.Errorf("%s: got %v, want the other alone", path, c.CIDRs)
 			}
 			if ok != !takesAll(path, "ObjectMeta.Name ") {
+				t.Errorf("%s: used %v", path, ok)
+			}
+		})
+	})
+	t.Run("Pod", func(t *testing.T) {
+		pod := fullPod()
+		if _, ok, refused := source.TranslatePod(pod, "node"); !ok || len(refused) > 0 {
+			t.Fatalf("the valid Pod is refused: %v", refused)
+		}
+		eachString(reflect.ValueOf(pod).Elem(), "", func(path string) {
+			p, ok, refused := source.TranslatePod(pod, "node")
+			if ok {
+				check(t, sourcetest.CheckPod(p), refused)
+				checkUnmarked(t, path, p)
+			}
+			if ok != !takesAll(path, "ObjectMeta.Namespace", "ObjectMeta.Name ", "Spec.NodeName") {
 				t.Errorf("%s: used %v", path, ok)
 			}
 		})

@@ -3,6 +3,8 @@
 package source
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -45,14 +47,20 @@ func TranslatePod(pod *corev1.Pod, nodeName string) (p *model.Pod, ok bool, refu
 		return nil, false, r.list
 	}
 	return &model.Pod{
-		Key: KeyOf(pod.Namespace, pod.Name), UID: clip(string(pod.UID), maxUID),
+		Key: KeyOf(pod.Namespace, pod.Name), UID: uid(string(pod.UID)),
 		IPs: ips, HostPorts: ports, Started: started(pod), Wired: wired(pod),
 	}, true, r.list
 }
 
-// maxUID bounds a UID, which has 36 bytes from an API server, and from a file may be
-// any text. Nothing is written of it.
-const maxUID = 128
+// uid returns what tells a Pod from others that have had its name. From a file it may
+// be any text, which then stands for itself by its hash.
+func uid(s string) string {
+	if s == "" || isSubdomain(s) {
+		return s
+	}
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
 
 // started returns when kubelet took the pod on, or else when it was made.
 func started(pod *corev1.Pod) time.Time {

@@ -226,8 +226,8 @@ func CheckPod(p *model.Pod) error {
 	if err := checkNames(p.Key, subdomain); err != nil {
 		return err
 	}
-	if len(p.UID) > 128 {
-		return fmt.Errorf("UID of %d bytes", len(p.UID))
+	if p.UID != "" && (len(p.UID) > 253 || !subdomain.MatchString(p.UID)) {
+		return fmt.Errorf("UID %q", p.UID)
 	}
 	families := map[model.Family]bool{}
 	for _, ip := range p.IPs {
