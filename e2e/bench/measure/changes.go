@@ -139,11 +139,12 @@ func (b *bench) cycle(ctx context.Context, s single, n int) (added, removed *rep
 	return report.NewDist(add, time.Millisecond), report.NewDist(remove, time.Millisecond), nil
 }
 
-// rest waits until a subject that was busy for some time is idle again: one that
-// rests after a sync for as long as that took, another one that has a minimal
-// time between two. The next change then comes at no particular time.
+// rest waits until a subject whose change was in effect after some time is idle
+// again: it may have been at work a quarter longer, or where it refuses first much
+// longer, and rests after a sync for as long as that took, or has a minimal time between
+// two. The next change then comes at no particular time.
 func rest(ctx context.Context, busy time.Duration) error {
-	return sleep(ctx, busy+busy/2+60*time.Millisecond+rand.N(10*time.Millisecond))
+	return sleep(ctx, 2*busy+busy/2+250*time.Millisecond+rand.N(10*time.Millisecond))
 }
 
 // sleep ends with an error if ctx ends first.
