@@ -190,6 +190,10 @@ func (k *Kernel) SetTimeouts(t Timeouts) error {
 	})
 }
 
+// probeMark is a persistence that nobody would choose, by which a virtual server is
+// known that Schedulers of an earlier process has left.
+const probeMark = 20077 * time.Second
+
 // Schedulers returns those of names that the kernel has, as it says itself when
 // asked to use one: it loads their modules where it can. To ask, it makes and
 // removes a virtual server on an address for documentation.
@@ -201,22 +205,38 @@ func (k *Kernel) Schedulers(names ...string) ([]string, error) {
 	}
 	var out []string
 	for _, name := range names {
-		err := k.Create(Server{Key: key, Scheduler: name})
-		if errors.Is(err, ErrExists) { // an earlier process has ended just here
-			err = k.Update(Server{Key: key, Scheduler: name})
-		}
-		if errors.Is(err, ErrNoScheduler) {
-			continue
-		}
-		if err == nil {
-			err = k.Delete(key)
-		}
+		has, err := k.probe(Server{Key: key, Scheduler: name, Persistence: probeMark})
 		if err != nil {
 			return nil, fmt.Errorf("probe scheduler %s: %w", name, err)
 		}
-		out = append(out, name)
+		if has {
+			out = append(out, name)
+		}
 	}
 	return out, nil
+}
+
+// probe makes a virtual server and removes it, on the next port that nobody else has.
+func (k *Kernel) probe(s Server) (has bool, err error) {
+	const ports = 100
+	for last := s.Port + ports; ; s.Port++ {
+		err := k.Create(s)
+		if errors.Is(err, ErrExists) {
+			l, gerr := k.Get(s.Key)
+			if left := gerr == nil && l.Persistence == probeMark && len(l.Destinations) == 0; !left && s.Port < last {
+				continue
+			} else if left {
+				err = k.Update(s)
+			}
+		}
+		if errors.Is(err, ErrNoScheduler) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		return true, k.Delete(s.Key)
+	}
 }
 
 // AllSchedulers returns the names of all schedulers that Linux has.

@@ -115,6 +115,32 @@ func TestKernelOfOthers(t *testing.T) {
 	}
 }
 
+// TestKernelProbe: probing leaves alone what others have where it probes, and removes
+// what an earlier process has left there.
+func TestKernelProbe(t *testing.T) {
+	needsIPVS(t)
+	for _, c := range []struct {
+		ipv6 bool
+		at   string
+	}{{false, "198.51.100.0:"}, {true, "[2001:db8:ffff::]:"}} {
+		t.Run(fmt.Sprintf("IPv6=%t", c.ipv6), func(t *testing.T) {
+			h, k := open(t, c.ipv6)
+			h.Do("ipvsadm", "-A", "-t", c.at+"20000", "-s", "rr")
+			h.Do("ipvsadm", "-A", "-t", c.at+"20001", "-s", "lc", "-p", "20077") // another one's, with a destination
+			h.Do("ipvsadm", "-a", "-t", c.at+"20001", "-r", world{ipv6: c.ipv6}.dest(1, 1).Addr.String(), "-m")
+			before := ipvsadm(t, h)
+			h.Do("ipvsadm", "-A", "-t", c.at+"20002", "-s", "rr", "-p", "20077")
+			got, err := k.Schedulers("none-such", "mh")
+			if want := []string{"mh"}; err != nil || !slices.Equal(got, want) {
+				t.Errorf("Schedulers() = %q, %v, want %q", got, err, want)
+			}
+			if diff := cmp.Diff(before, ipvsadm(t, h)); diff != "" {
+				t.Errorf("ipvsadm -Sn (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
 // ipvsadm returns what ipvsadm -Sn prints; it prints destinations in no order.
 func ipvsadm(t *testing.T, h *kerneltest.Host) string {
 	t.Helper()
