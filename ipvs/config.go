@@ -37,9 +37,9 @@ type Config struct {
 	LocalhostHostPorts bool
 	// Scheduler is for Services that do not name one.
 	Scheduler model.Scheduler
-	// Schedulers are those that the kernel has; nil is all. A Service that names
-	// another gets the default.
-	Schedulers []string
+	// HasScheduler tells whether the kernel has a scheduler; nil has all. A Service that
+	// names one that is not there gets the default.
+	HasScheduler func(name string) bool
 	// ExcludeCIDRs have virtual servers that are not ours, wherever their addresses
 	// are, unless this process has made them.
 	ExcludeCIDRs []netip.Prefix

@@ -108,7 +108,7 @@ func (w *portRenderer) served(eps []model.Endpoint) *virtual {
 // hasScheduler tells whether the kernel has the scheduler that a Service names, if
 // it does.
 func (r renderer) hasScheduler(s model.Scheduler) bool {
-	return s.Name == "" || r.Schedulers == nil || slices.Contains(r.Schedulers, s.Name)
+	return s.Name == "" || r.HasScheduler == nil || r.HasScheduler(s.Name)
 }
 
 // internal renders the cluster IP. It answers on the port that the Service has, and

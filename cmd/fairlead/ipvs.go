@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -33,8 +32,6 @@ type ipvsBackend struct {
 	node     *nodeKernel
 	settings *sysctl.Settings
 	servers  map[model.Family]*servers.Kernel
-	// schedulers are those that the kernel has.
-	schedulers []string
 }
 
 // newIPVSBackend finds out whether this node can have IPVS mode.
@@ -50,15 +47,44 @@ func newIPVSBackend(ctx context.Context, cfg *config, node *nodeKernel, settings
 			return nil, fmt.Errorf("rules cannot use sets here: IPVS mode needs the kernel module ip_set, and the ones for sets of its types")
 		}
 	}
-	var err error
-	if b.schedulers, err = b.servers[node.families[0]].Schedulers(servers.AllSchedulers()...); err != nil {
+	if err := probeScheduler(b.servers[node.families[0]], cfg.scheduler.Name); err != nil {
 		return nil, err
-	}
-	if !slices.Contains(b.schedulers, cfg.scheduler.Name) {
-		return nil, fmt.Errorf("--ipvs-scheduler %s: the kernel does not have it; it has %s", cfg.scheduler.Name, strings.Join(b.schedulers, ", "))
 	}
 	sysctl.Warn(ctx, settings.IPVS(ctx, sysctl.IPVSConfig{StrictARP: cfg.ipvs.strictARP, Families: node.families}))
 	return b, b.servers[node.families[0]].SetTimeouts(cfg.ipvs.timeouts)
+}
+
+// probeScheduler makes sure that the kernel has the scheduler of Services that do not
+// name one.
+func probeScheduler(k *servers.Kernel, name string) error {
+	if found, err := k.Schedulers(name); err != nil || len(found) > 0 {
+		return err
+	}
+	others, err := k.Schedulers(servers.AllSchedulers()...)
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("--ipvs-scheduler %s: the kernel does not have it; it has %s", name, strings.Join(others, ", "))
+}
+
+// hasScheduler returns a function that asks the kernel once for each scheduler, when a
+// Service names it: to ask loads its module. What cannot be asked is taken to be there,
+// so that making the virtual server says what is wrong.
+func hasScheduler(ctx context.Context, k *servers.Kernel) func(name string) bool {
+	known := map[string]bool{}
+	return func(name string) bool {
+		has, ok := known[name]
+		if ok {
+			return has
+		}
+		found, err := k.Schedulers(name)
+		if err != nil {
+			klog.FromContext(ctx).Error(err, "Cannot ask the kernel for a scheduler", "scheduler", name)
+			return true
+		}
+		known[name] = len(found) > 0
+		return known[name]
+	}
 }
 
 func (b *ipvsBackend) name() string { return ipvsName }
@@ -80,7 +106,7 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 		LocalhostNodePorts: cfg.localhostNodePorts,
 		LocalhostHostPorts: cfg.hostPortsLocalhost,
 		Scheduler:          cfg.scheduler,
-		Schedulers:         b.schedulers,
+		HasScheduler:       hasScheduler(ctx, b.servers[f]),
 		ExcludeCIDRs:       cfg.excludeCIDRs,
 		GracePeriod:        cfg.ipvs.gracePeriod,
 	}
