@@ -35,7 +35,11 @@ func lookAhead(ctx context.Context, look func(ctx context.Context) string) *look
 // ask returns who it is, empty for nobody, looking again if that is due.
 func (l *lookout) ask(ctx context.Context, again bool) string {
 	if l.first != nil {
-		l.who, l.first = <-l.first, nil
+		select {
+		case l.who = <-l.first:
+			l.first = nil
+		case <-ctx.Done():
+		}
 		return l.who
 	}
 	if start := time.Now(); again && !start.Before(l.next) {
