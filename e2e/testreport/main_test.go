@@ -210,13 +210,16 @@ func TestStrictElsewhere(t *testing.T) {
 		skip, pass  = `{"Action":"skip",`, `{"Action":"pass",`
 	)
 	list := filepath.Join(t.TempDir(), "skips.txt")
-	if err := os.WriteFile(list, nil, 0o644); err != nil {
+	const entries = "none@uml TestSecondKernel | false | none\nbroken@uml TestSecondKernel | true | none\n"
+	if err := os.WriteFile(list, []byte(entries), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
 		name, in string
 		want     bool
 	}{
+		{"no second kernel", skip + here + skip + `"Package":"none@uml","Test":"TestSecondKernel"}` + "\n" + `{"Action":"pass","Package":"none@uml"}` + "\n", true},
+		{"a second kernel that is not used", skip + here + skip + `"Package":"broken@uml","Test":"TestSecondKernel"}` + "\n" + `{"Action":"pass","Package":"broken@uml"}` + "\n", false},
 		{"passed there", skip + here + pass + there, true},
 		{"passed there before", pass + there + skip + here, true},
 		{"passed here", pass + here + skip + there, true},

@@ -39,7 +39,7 @@ func runTests(ctx context.Context, args []string, stdout, stderr io.Writer) (cod
 		return codeFailed, nil
 	}
 	if err := machine.Supported(); err != nil && t.JSON {
-		return 0, gotest.Skip(stdout, "fairlead/e2e/uml"+gotest.Suffix, "TestSecondKernel", err.Error())
+		return 0, gotest.Skip(stdout, "fairlead/e2e/uml", err.Error())
 	}
 	t.Packages, t.Timeout = flags.Args(), o.timeout
 	o.timeout += grace

@@ -48,6 +48,7 @@ type Status struct {
 	Error string `json:",omitempty"`
 }
 
+// Write writes the job to a file, for the guest to find by JobEnv.
 func (j Job) Write(file string) error {
 	text, err := json.Marshal(j)
 	if err != nil {
