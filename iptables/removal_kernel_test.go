@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
@@ -99,6 +100,8 @@ func (c removalCase) want(t *testing.T, ports ...*model.ServicePort) string {
 // recorder keeps what restore commands are fed.
 type recorder struct {
 	*kerneltest.Host
+
+	mu  sync.Mutex // commands overlap
 	fed strings.Builder
 	// failed are the errors of all commands.
 	failed []error
@@ -106,10 +109,14 @@ type recorder struct {
 
 // Run implements ruleset.Exec.
 func (r *recorder) Run(ctx context.Context, c ruleset.Command) error {
+	var fed strings.Builder
 	if strings.HasSuffix(c.Name, "-restore") {
-		c.Stdin = io.TeeReader(c.Stdin, &r.fed)
+		c.Stdin = io.TeeReader(c.Stdin, &fed)
 	}
 	err := r.Host.Run(ctx, c)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fed.WriteString(fed.String())
 	if err != nil {
 		r.failed = append(r.failed, err)
 	}
