@@ -16,7 +16,7 @@ UNIT     := ./cmd/... ./internal/... ./iptables/... ./ipvs/... ./nat/... ./portm
 # What is tested in the second kernel, too: the tests for which the machine's own
 # may lack something.
 UML      := ./e2e/uml ./e2e/suite ./ipvs/... ./nat/...
-TEST_UML := $(BIN)/uml go-test -json -run Kernel $(UML)
+TEST_UML := $(BIN)/uml go-test -json -timeout 20m -run Kernel $(UML)
 # Many kernels have no SCTP.
 TEST_UML += || true; $(BIN)/uml go-test -json -run '^TestKernelSCTP$$/^legacy$$' ./e2e
 # What is the same in every mode, with the variant that the second kernel has.
