@@ -4,6 +4,7 @@ package ipvs
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"fairlead/iptables/idiom"
@@ -40,8 +41,8 @@ type Config struct {
 	// HasScheduler tells whether the kernel has a scheduler; nil has all. A Service that
 	// names one that is not there gets the default.
 	HasScheduler func(name string) bool
-	// ExcludeCIDRs have virtual servers that are not ours, wherever their addresses
-	// are, unless this process has made them.
+	// ExcludeCIDRs have virtual servers and addresses that are not ours, unless this
+	// process has made them.
 	ExcludeCIDRs []netip.Prefix
 	// GracePeriod is how long a destination that is no longer wanted may keep its
 	// connections.
@@ -53,6 +54,11 @@ func (c Config) pods() idiom.Pods { return idiom.Pods{CIDRs: c.PodCIDRs, Interfa
 
 // ipv6 tells the family.
 func (c Config) ipv6() bool { return c.Family == model.IPv6 }
+
+// excluded tells whether an address is one to keep off.
+func (c Config) excluded(a netip.Addr) bool {
+	return slices.ContainsFunc(c.ExcludeCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+}
 
 // DefaultScheduler is kube-proxy's.
 const DefaultScheduler = "rr"

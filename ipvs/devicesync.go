@@ -4,6 +4,7 @@ package ipvs
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -35,13 +36,16 @@ type deviceSync struct {
 	// which are known once listed is set.
 	on, have map[netip.Addr]bool
 	listed   bool
+	// keeps tells which addresses to leave where they are, unless they have been
+	// wanted.
+	keeps func(netip.Addr) bool
 	// dirty are the addresses of which the two may differ.
 	dirty map[netip.Addr]bool
 }
 
-func newDeviceSync(kernel Device, sets *setSync) *deviceSync {
+func newDeviceSync(kernel Device, sets *setSync, keeps func(netip.Addr) bool) *deviceSync {
 	return &deviceSync{
-		kernel: kernel, sets: sets, wanted: map[netip.Addr]int{}, draining: map[netip.Addr]int{},
+		kernel: kernel, sets: sets, keeps: keeps, wanted: map[netip.Addr]int{}, draining: map[netip.Addr]int{},
 		held: map[netip.Addr]bool{}, on: map[netip.Addr]bool{}, have: map[netip.Addr]bool{}, dirty: map[netip.Addr]bool{},
 	}
 }
@@ -111,8 +115,9 @@ func (s *deviceSync) read(verify bool, out *proxier.Report) error {
 	before := s.have
 	s.have = make(map[netip.Addr]bool, len(addrs))
 	for _, a := range addrs {
-		s.have[a] = true
+		s.have[a] = s.on[a] || before[a] || !s.keeps(a)
 	}
+	maps.DeleteFunc(s.have, func(_ netip.Addr, ours bool) bool { return !ours })
 	s.listed = true
 	repaired := false
 	differ := func(a netip.Addr) {

@@ -49,6 +49,8 @@ type front struct {
 	server *virtual
 	// admits are the sources that may come, where the place is firewalled.
 	admits []netip.Prefix
+	// leads are rules in shared chains that lead to one of the port's own.
+	leads []idiom.Place
 }
 
 // virtual is a virtual server.

@@ -22,6 +22,7 @@ import (
 
 	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
+	"fairlead/ipvs/servers"
 	"fairlead/nat/ipset"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
@@ -63,7 +64,6 @@ type Mode struct {
 type portState struct {
 	claims []claim
 	loops  []ipset.Element
-	places []idiom.Place
 	chains map[string]*ruleset.Chain
 }
 
@@ -78,8 +78,8 @@ func New(cfg Config, k Kernel) *Mode {
 		portals: idiom.NewPortals(cfg.Family, portalKinds()...), unknown: map[model.ServicePortName]string{},
 	}
 	m.sets = newSetSync(cfg.ipv6(), k.Set)
-	m.device = newDeviceSync(k.Device, m.sets)
-	m.servers = newServerSync(cfg, k.Servers, m.device.hold)
+	m.device = newDeviceSync(k.Device, m.sets, cfg.excluded)
+	m.servers = newServerSync(cfg, k.Servers, m.hold)
 	return m
 }
 
@@ -100,27 +100,25 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 	first := !m.started
 	s.note(m.sets.add(s))
 	s.note(m.servers.add(s))
-	if d.Prune && !first {
-		s.note(m.device.remove(s))
-	}
+	s.note(m.sets.sets[draining].add(s))
 	m.engine.Stage(staged)
 	if first {
 		s.note(m.apply(s, false))
 		s.note(m.device.add(s))
 		s.note(m.sets.addVIPs(s))
-		if s.err == nil && d.Prune {
-			s.note(m.apply(s, true))
-			s.note(m.device.remove(s))
-		}
-	} else {
-		s.note(m.apply(s, d.Prune))
-		s.note(m.sets.addVIPs(s))
-		s.note(m.device.add(s))
 	}
-	if d.Prune && s.err == nil {
-		s.note(m.servers.remove(s))
-		s.note(m.device.remove(s)) // those whose virtual servers have drained
-		s.note(m.sets.remove(s))
+	s.note(m.apply(s, d.Prune))
+	s.note(m.sets.addVIPs(s))
+	s.note(m.device.add(s))
+	steps := []func(*syncing) error{m.sets.lift}
+	if d.Prune {
+		// The sets go last: by them a later agent knows what is ours.
+		steps = append(steps, m.device.remove, m.servers.remove, m.device.remove, m.sets.remove)
+	}
+	for _, step := range steps {
+		if s.err == nil { // what comes later relies on what was to come before
+			s.note(step(s))
+		}
 	}
 	m.started = m.started || s.err == nil
 	m.finish(&out)
@@ -210,7 +208,6 @@ func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, st
 	}
 	m.ledger.replace(old.claims, now.claims, m.changed)
 	m.sets.replace(loopBack, old.loops, now.loops)
-	m.portals.Replace(idiom.UnitOf(name), old.places, now.places)
 	for chain, c := range now.chains {
 		staged[ruleset.ChainKey{Table: ruleset.NAT, Name: chain}] = c
 	}
@@ -223,13 +220,21 @@ func (m *Mode) stagePort(name model.ServicePortName, port *model.ServicePort, st
 		delete(m.ports, name)
 		return
 	}
-	m.ports[name] = portState{claims: now.claims, loops: now.loops, places: now.places, chains: now.chains}
+	m.ports[name] = portState{claims: now.claims, loops: now.loops, chains: now.chains}
 }
 
 // changed notes what there is to be for a place.
 func (m *Mode) changed(p place, old, now *front) {
 	old.elements(p, func(id setID, e ipset.Element) { m.sets.want(id, e, -1) })
 	now.elements(p, func(id setID, e ipset.Element) { m.sets.want(id, e, +1) })
+	var was, is []idiom.Place
+	if old != nil {
+		was = old.leads
+	}
+	if now != nil {
+		is = now.leads
+	}
+	m.portals.Replace("", was, is)
 	if !p.Addr.IsValid() {
 		return
 	}
@@ -244,6 +249,12 @@ func (m *Mode) changed(p place, old, now *front) {
 		v = now.server
 	}
 	m.servers.want(p.server(), v)
+}
+
+// hold counts one more, or one less, virtual server that nobody wants and that drains.
+func (m *Mode) hold(k servers.Key, delta int) {
+	m.device.hold(k.Addr, delta)
+	m.sets.want(draining, placeOf(k).element(draining), delta)
 }
 
 // unknownSchedulers reports the Services that name a scheduler that is not there.

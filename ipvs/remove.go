@@ -44,7 +44,9 @@ func Remove(f model.Family, r Remains) (int, error) {
 	there := sets.list()
 	onDevice := map[netip.Addr]bool{}
 	for _, a := range addrs {
-		onDevice[a] = true
+		if onDevice[a] = true; cfg.excluded(a) {
+			continue
+		}
 		count(r.Device.Remove(a))
 	}
 	if r.Servers != nil {

@@ -20,19 +20,22 @@ import (
 type renderer struct {
 	Config
 	node proxier.NodeState
-	// nodePorts are the addresses that node ports answer on by virtual servers.
-	nodePorts []netip.Addr
+	// nodePorts are the addresses that node ports answer on by virtual servers, and
+	// loopbacks those that IPVS sends nothing on from.
+	nodePorts, loopbacks []netip.Addr
 }
 
 // on returns a renderer for a node.
 func (r renderer) on(n proxier.NodeState) renderer {
-	r.node, r.nodePorts = n, nil
+	r.node, r.nodePorts, r.loopbacks = n, nil, nil
 	addrs := n.NodePorts.Addrs
 	if n.NodePorts.All {
 		addrs = n.Addrs
 	}
 	for _, a := range addrs {
-		if !a.IsLoopback() { // IPVS sends nothing on that comes from there
+		if a.IsLoopback() {
+			r.loopbacks = append(r.loopbacks, a)
+		} else {
 			r.nodePorts = append(r.nodePorts, a)
 		}
 	}
@@ -49,7 +52,6 @@ func (r renderer) held(a netip.Addr) bool { return slices.Contains(r.node.Addrs,
 type portWants struct {
 	claims []claim
 	loops  []ipset.Element
-	places []idiom.Place
 	// chains are in table nat.
 	chains map[string]*ruleset.Chain
 }
@@ -68,16 +70,16 @@ func (r renderer) port(p *model.ServicePort) portWants {
 	w.external()
 	if p.HealthCheckNodePort != 0 {
 		key := dispatch.Key{Protocol: model.TCP, Port: p.HealthCheckNodePort}
-		w.claim(ofNodePort, place{key, true}, front{sets: in(healthPorts)})
+		w.claim(ofNodePort, true, place{key, true}, front{sets: in(healthPorts)})
 	}
 	w.loops()
 	return w.out
 }
 
-// claim notes what the port wants of a place. Of two for one place the later one
-// counts.
-func (w *portRenderer) claim(rk rank, p place, f front) {
-	if f.server == nil {
+// claim notes what the port wants of a place, and whether it serves there. Of two for
+// one place the later one counts.
+func (w *portRenderer) claim(rk rank, serves bool, p place, f front) {
+	if !serves {
 		rk += idle
 	}
 	c := claim{place: p, rank: rk, owner: w.Name, front: &f}
@@ -111,39 +113,42 @@ func (r renderer) hasScheduler(s model.Scheduler) bool {
 	return s.Name == "" || r.HasScheduler == nil || r.HasScheduler(s.Name)
 }
 
-// internal renders the cluster IP. It answers on the port that the Service has, and
-// where that one keeps to the node's own endpoints and others do not, on a spare one
-// for those.
+// internal renders the cluster IP. On the port that the Service has, there are the
+// endpoints of its policy, and on a spare one those of the other policy, where
+// external traffic needs them.
 func (w *portRenderer) internal() {
-	f := front{vip: true, server: w.served(w.Endpoints)}
+	own, other := w.Endpoints, w.LocalEndpoints
 	if w.InternalTrafficLocal {
-		f.server = w.served(w.LocalEndpoints)
+		own, other = other, own
 	}
+	f := front{vip: true, server: w.served(own)}
 	switch {
 	case f.server != nil:
 		f.sets = in(clusterIPs)
 	case w.DropsInternal():
-		f.sets = in(noLocal)
+		f.sets = in(noLocalInside)
 	}
-	w.claim(ofCluster, w.at(w.ClusterIP, w.Port), f)
-	if w.shortcut() != 0 && w.InternalTrafficLocal {
-		if v := w.served(w.Endpoints); v != nil {
-			w.claim(ofCluster, w.at(w.ClusterIP, w.SparePort), front{vip: true, sets: in(spares), server: v})
-		}
+	w.claim(ofCluster, f.server != nil, w.at(w.ClusterIP, w.Port), f)
+	if v := w.served(other); v != nil && w.needsSpare() {
+		w.claim(ofCluster, true, w.at(w.ClusterIP, w.SparePort), front{vip: true, sets: in(spares), server: v})
 	}
 }
 
-// shortcut returns the port of the cluster IP that has the endpoints of the policy
-// Cluster, for those who come to an external address of the policy Local and need no
-// way back to a client outside; 0 where nobody does.
-func (w *portRenderer) shortcut() uint16 {
-	switch {
-	case !w.ExternalTrafficLocal || !w.ExternallyAccessible():
-		return 0
-	case w.InternalTrafficLocal:
-		return w.SparePort
+// needsSpare tells whether something is translated to the spare port.
+func (w *portRenderer) needsSpare() bool {
+	if w.InternalTrafficLocal { // of what may go to endpoints of all nodes
+		return len(w.ExternalIPs) > 0 || w.ExternalTrafficLocal && w.ExternallyAccessible()
 	}
-	return w.Port
+	return w.ExternalTrafficLocal && len(w.ExternalIPs) > 0
+}
+
+// translate returns the target that translates to the endpoints of a policy.
+func (w *portRenderer) translate(local bool) string {
+	port := w.Port
+	if local != w.InternalTrafficLocal {
+		port = w.SparePort
+	}
+	return "DNAT --to-destination " + netip.AddrPortFrom(w.ClusterIP, port).String()
 }
 
 // external renders what reaches the port from outside the cluster: external
@@ -153,17 +158,19 @@ func (w *portRenderer) external() {
 		return
 	}
 	for _, ip := range w.ExternalIPs {
-		w.externalAddress(ip, externalIPs, externalIPsLocal, nil)
+		w.externalIP(ip)
+	}
+	if len(w.ExternalIPs) > 0 {
+		w.addressChain()
 	}
 	for _, ip := range w.LoadBalancerIPs {
-		w.externalAddress(ip, balancers, balancersLocal, w.sources())
+		w.balancer(ip)
 	}
 	if w.NodePort != 0 {
 		w.nodePort()
-		w.localhost()
 	}
-	if w.ExternalTrafficLocal {
-		w.shortcutChain()
+	if w.ExternalTrafficLocal && (w.NodePort != 0 || len(w.LoadBalancerIPs) > 0) {
+		w.chain(shortcutChain(w.Name), false, w.shortcut()...)
 	}
 }
 
@@ -185,14 +192,25 @@ func (w *portRenderer) outside(cluster, local setMask) front {
 	return f
 }
 
-// externalAddress renders an address. Without any endpoint the node's own packets
-// to it go where they would go without the Service, so it is not the node's then.
-func (w *portRenderer) externalAddress(ip netip.Addr, cluster, local setID, sources []netip.Prefix) {
-	f := w.outside(in(cluster), in(local))
+// externalIP renders an external IP, which is translated to the cluster IP. On the
+// device it would be the node's own, and often it is another node's.
+func (w *portRenderer) externalIP(ip netip.Addr) {
+	f := w.outside(in(externalIPs), in(externalIPsLocal))
+	f.server = nil
+	p := w.at(ip, w.Port)
+	f.leads = []idiom.Place{w.lead(externals, p.Key, addressChain(w.Name))}
+	w.claim(ofExternal, w.Usable, p, f)
+}
+
+// balancer renders a load balancer's address. Without any endpoint the node's own
+// packets to it go where they would go without the Service, so it is not the node's
+// then.
+func (w *portRenderer) balancer(ip netip.Addr) {
+	f := w.outside(in(balancers), in(balancersLocal))
 	f.vip = w.Usable
-	if w.Usable && sources != nil {
+	if sources := w.sources(); w.Usable && sources != nil {
 		f.sets |= in(firewalled)
-		f.admits = slices.Clone(sources)
+		f.admits = sources
 		if w.nodeAdmitted() { // its own packets come from the address itself
 			f.admits = append(f.admits, ipset.Single(ip))
 		}
@@ -200,10 +218,10 @@ func (w *portRenderer) externalAddress(ip netip.Addr, cluster, local setID, sour
 		f.admits = slices.Compact(f.admits)
 	}
 	p := w.at(ip, w.Port)
-	w.claim(ofExternal, p, f)
 	if w.ExternalTrafficLocal {
-		w.lead(shortcuts, p.Key)
+		f.leads = []idiom.Place{w.lead(externals, p.Key, shortcutChain(w.Name))}
 	}
+	w.claim(ofExternal, f.server != nil, p, f)
 }
 
 // sources returns the sources that load balancers' addresses are for, which may be
@@ -237,29 +255,30 @@ func (w *portRenderer) nodePort() {
 	case model.SCTP:
 		cluster, local = in(nodePortsSCTP), in(nodePortsLocalSCTP)
 	}
-	f := w.outside(cluster, local)
-	byPort := f.sets & (cluster | local)
-	if byPort != 0 && !sctp {
-		w.claim(ofNodePort, w.at(netip.Addr{}, w.NodePort), front{sets: byPort})
-		f.sets &^= byPort
+	f, everywhere := w.outside(cluster, local), front{leads: w.localhost()}
+	if !sctp {
+		everywhere.sets = f.sets & (cluster | local)
+		f.sets &^= cluster | local
 	}
 	for _, a := range w.nodePorts {
-		w.claim(ofNodePort, w.at(a, w.NodePort), f)
+		w.claim(ofNodePort, f.server != nil, w.at(a, w.NodePort), f)
 	}
+	for _, a := range w.loopbacks {
+		w.claim(ofNodePort, false, w.at(a, w.NodePort), front{sets: f.sets & in(noEndpoint, noLocal)})
+	}
+	p := w.at(netip.Addr{}, w.NodePort)
 	if w.ExternalTrafficLocal {
-		w.lead(shortcutPorts, w.at(netip.Addr{}, w.NodePort).Key)
+		everywhere.leads = append(everywhere.leads, w.lead(externalPorts, p.Key, shortcutChain(w.Name)))
 	}
+	w.claim(ofNodePort, w.Usable, p, everywhere)
 }
 
-// lead has a shared chain lead to the port's own for one destination.
-func (w *portRenderer) lead(portal int, k dispatch.Key) {
-	s := w.to(k)
+// lead returns the rule of a shared chain that leads to one of the port's own for a
+// destination.
+func (w *portRenderer) lead(portal int, k dispatch.Key, target string) idiom.Place {
+	s := idiom.To(k.Addr, k.Protocol, k.Port)
 	s.Comment = w.Name.String()
-	target := shortcutChain(w.Name)
-	if portal == localhostPorts {
-		target = localhostChain(w.Name)
-	}
-	w.out.places = append(w.out.places, idiom.Place{In: portal, Key: k, Rules: []ruleset.Rule{s.Jump(target).Rule()}})
+	return idiom.Place{In: portal, Key: k, Rules: []ruleset.Rule{s.Jump(target).Rule()}}
 }
 
 // chain adds a chain of the port's own.
@@ -283,35 +302,42 @@ func (w *portRenderer) loops() {
 	}
 }
 
-// to matches a destination.
-func (w *portRenderer) to(k dispatch.Key) idiom.Spec {
-	return idiom.To(k.Addr, w.Name.Protocol, k.Port)
-}
-
-// shortcutChain renders the chain for external traffic under the policy Local: that
-// of pods, and of this node, may go to any endpoint, as if it had gone out to the
-// load balancer and come in elsewhere. It is the same whatever the endpoints are;
-// the sets say whether it is asked.
-func (w *portRenderer) shortcutChain() {
-	to := "DNAT --to-destination " + netip.AddrPortFrom(w.ClusterIP, w.shortcut()).String()
+// shortcut returns rules for external traffic under the policy Local: that of pods,
+// and of this node, may go to any endpoint, as if it had gone out to the load balancer
+// and come in elsewhere. They are the same whatever the endpoints are; the sets say
+// whether they are asked.
+func (w *portRenderer) shortcut() []ruleset.Rule {
+	to, proto := w.translate(false), w.Name.Protocol.Lower()
 	destinations := "traffic for " + w.Name.String() + " external destinations"
 	var rules []ruleset.Rule
-	proto := w.Name.Protocol.Lower()
 	for _, s := range w.pods().From(idiom.Spec{Proto: proto, Comment: "pod " + destinations}) {
 		rules = append(rules, s.Jump(to).Rule())
 	}
 	local := idiom.Spec{Comment: "masquerade LOCAL " + destinations, More: "-m addrtype --src-type LOCAL "}
 	rules = append(rules, local.Jump(nat.MarkMasq).Rule())
 	local.Comment, local.Proto = "route LOCAL "+destinations, proto
-	w.chain(shortcutChain(w.Name), false, append(rules, local.Jump(to).Rule())...)
+	return append(rules, local.Jump(to).Rule())
 }
 
-// localhost renders the node port on 127.0.0.1. IPVS drops what comes from there and
+// addressChain renders the chain that translates external IPs. What is to be dropped
+// it leaves to the filter.
+func (w *portRenderer) addressChain() {
+	proto := w.Name.Protocol.Lower()
+	if w.ExternalTrafficLocal {
+		served := idiom.Spec{Proto: proto, More: "-m set ! --match-set " + setName(noLocal, w.ipv6()) + " dst,dst "}
+		w.chain(addressChain(w.Name), false, append(w.shortcut(), served.Jump(w.translate(true)).Rule())...)
+		return
+	}
+	mark := idiom.Spec{Comment: "masquerade traffic for " + w.Name.String() + " external destinations"}
+	w.chain(addressChain(w.Name), false, mark.Jump(nat.MarkMasq).Rule(), idiom.Spec{Proto: proto}.Jump(w.translate(false)).Rule())
+}
+
+// localhost renders the node port on 127.0.0.1, and returns what leads there. IPVS drops what comes from there and
 // is not for this node, so rules choose among the endpoints. There is but one
 // client, who with session affinity has one endpoint.
-func (w *portRenderer) localhost() {
+func (w *portRenderer) localhost() []idiom.Place {
 	if !w.LocalhostNodePorts || w.Family != model.IPv4 || !w.answersOnLoopback() || len(w.Endpoints) == 0 {
-		return
+		return nil
 	}
 	chain := localhostChain(w.Name)
 	eps := w.Endpoints
@@ -327,7 +353,7 @@ func (w *portRenderer) localhost() {
 		rules = append(rules, s.Jump("DNAT --to-destination "+ep.AddrPort.String()).Rule())
 	}
 	w.chain(chain, true, rules...)
-	w.lead(localhostPorts, w.at(netip.Addr{}, w.NodePort).Key)
+	return []idiom.Place{w.lead(localhostPorts, w.at(netip.Addr{}, w.NodePort).Key, chain)}
 }
 
 // answersOnLoopback tells whether node ports answer on 127.0.0.1.

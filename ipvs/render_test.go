@@ -38,7 +38,7 @@ func maglev(p *model.ServicePort)        { p.Scheduler = model.Scheduler{Name: "
 func externalLocalPolicy(p *model.ServicePort) { p.ExternalTrafficLocal = true; spare(p) }
 
 func spare(p *model.ServicePort) {
-	if p.InternalTrafficLocal && p.ExternalTrafficLocal {
+	if p.InternalTrafficLocal || p.ExternalTrafficLocal {
 		p.SparePort = p.Port ^ 1<<15
 	}
 }
@@ -89,6 +89,9 @@ func renderCases() []renderCase {
 		{"source-ranges", v4, ports(with(at(one), balanced, sources("198.51.100.0/24", "192.0.2.0/24", "203.0.113.200/32")))},
 		{"local-policies", v4, ports(with(at(one, three), balanced, internalLocal, externalLocalPolicy, healthChecked))},
 		{"local-policies-elsewhere", v4, ports(with(at(three), balanced, external, internalLocal, externalLocalPolicy, healthChecked))},
+		{"external-ip-local", v4, ports(with(at(one, three), external, externalLocalPolicy))},
+		{"external-ip-internal-local", v4, ports(with(at(one, three), external, internalLocal))},
+		{"external-ip-of-load-balancer", v4, ports(with(at(one), balanced, external, func(p *model.ServicePort) { p.ExternalIPs = append(p.ExternalIPs, p.LoadBalancerIPs...) }))},
 		{"external-local", several, ports(with(at(one, three), balanced, external, externalLocalPolicy))},
 		{"affinity", v4, ports(with(at(one, three), nodePort, sticky))},
 		{"scheduler", v4, ports(with(at(one, three), maglev))},

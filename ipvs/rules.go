@@ -12,26 +12,28 @@ import (
 	"fairlead/proxier/model"
 )
 
+func addressChain(n model.ServicePortName) string   { return idiom.PortChain(idiom.AddressPrefix, n) }
 func shortcutChain(n model.ServicePortName) string  { return idiom.PortChain(idiom.ExternalPrefix, n) }
 func localhostChain(n model.ServicePortName) string { return idiom.PortChain(idiom.ServicePrefix, n) }
 
-// The portals: external addresses and node ports of the policy Local, and node
-// ports on 127.0.0.1.
+// The portals: external addresses that are translated, which are external IPs and
+// those of load balancers with the policy Local, node ports with that policy, and
+// node ports on 127.0.0.1.
 const (
-	shortcuts = iota
-	shortcutPorts
+	externals = iota
+	externalPorts
 	localhostPorts
 )
 
 var (
-	natExternalLocal = ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.ExternalLocal}
-	natNodePorts     = ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.NodePorts}
+	natExternal  = ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.External}
+	natNodePorts = ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.NodePorts}
 )
 
 func portalKinds() []idiom.Portal {
 	return []idiom.Portal{
-		shortcuts:      {Root: natExternalLocal, Prefix: idiom.ExternalPrefix},
-		shortcutPorts:  {Root: natExternalLocal, Prefix: idiom.ExternalPrefix, Ports: true},
+		externals:      {Root: natExternal, Prefix: idiom.ExternalPrefix},
+		externalPorts:  {Root: natExternal, Prefix: idiom.ExternalPrefix, Ports: true},
 		localhostPorts: {Root: natNodePorts, Prefix: idiom.ServicePrefix, Ports: true},
 	}
 }
@@ -98,7 +100,8 @@ func (r renderer) fixedChains() map[ruleset.ChainKey]*ruleset.Chain {
 	}
 	put(ruleset.Mangle, idiom.ProxyFirewall,
 		r.when(firewalled, "load balancers with source ranges", idiom.SourceRanges),
-		r.when(spares, "spare ports are for translated packets", "DROP"))
+		r.when(spares, "spare ports are for translated packets", "DROP"),
+		r.when(noLocalInside, "no local endpoints", "DROP"))
 	put(ruleset.Mangle, idiom.SourceRanges,
 		r.when(sourceCIDRs, "", "RETURN"), r.when(sourceIPs, "", "RETURN"), idiom.Spec{}.Jump("DROP").Rule())
 	put(ruleset.Filter, idiom.NodePort, idiom.Spec{
@@ -107,7 +110,7 @@ func (r renderer) fixedChains() map[ruleset.ChainKey]*ruleset.Chain {
 	dropped := r.when(noLocal, "no local endpoints", "DROP")
 	put(ruleset.Filter, idiom.ExternalServices, dropped, r.when(noEndpoint, "no endpoints", r.reject()))
 	access := []ruleset.Rule{dropped}
-	for _, id := range []setID{clusterIPs, externalIPs, balancers, externalIPsLocal, balancersLocal} {
+	for _, id := range []setID{clusterIPs, balancers, balancersLocal} {
 		access = append(access, r.when(id, "", "RETURN"))
 	}
 	translated := idiom.Spec{More: "-m conntrack --ctstate DNAT " + r.inSet(spares)}.Jump("RETURN").Rule()
@@ -130,8 +133,8 @@ func (r renderer) reject() string {
 	return "REJECT --reject-with icmp-port-unreachable"
 }
 
-// services returns the rules that mark what is to be masqueraded, translate the
-// shortcut of external addresses with the policy Local, and keep all that is for a
+// services returns the rules that mark what is to be masqueraded, translate external
+// IPs and the shortcut of other external addresses, and keep all that is for a
 // Service from rules of others, which take it for the node's: a hostPort's for one.
 func (r renderer) services() []ruleset.Rule {
 	var out []ruleset.Rule
@@ -148,16 +151,12 @@ func (r renderer) services() []ruleset.Rule {
 	} else if s, ok := r.pods().NotFrom(cluster); ok {
 		out = append(out, s.Rule())
 	}
-	kinds := []struct {
-		cluster, local setID
-		name           string
-	}{{externalIPs, externalIPsLocal, "external IPs"}, {balancers, balancersLocal, "load balancers"}}
-	for _, k := range kinds {
-		out = append(out,
-			r.when(k.local, k.name+" with the policy Local", idiom.ExternalLocal),
-			r.when(k.cluster, k.name, nat.MarkMasq))
-	}
-	for _, id := range []setID{vips, externalIPs, externalIPsLocal, balancers, balancersLocal} {
+	out = append(out,
+		r.when(externalIPs, "external IPs", idiom.External),
+		r.when(externalIPsLocal, "external IPs with the policy Local", idiom.External),
+		r.when(balancersLocal, "load balancers with the policy Local", idiom.External),
+		r.when(balancers, "load balancers", nat.MarkMasq))
+	for _, id := range []setID{vips, balancers, balancersLocal} {
 		out = append(out, r.when(id, "", "ACCEPT"))
 	}
 	for _, s := range r.nodeAddresses() {
@@ -187,7 +186,11 @@ func (r renderer) localhostRules() []idiom.Spec {
 func (r renderer) nodeAddresses() []idiom.Spec {
 	const comment = "kubernetes service nodeports; NOTE: this must be the last rule in this chain"
 	if r.node.NodePorts.All {
-		return []idiom.Spec{{Comment: comment, More: idiom.ToNode}}
+		loopback := "127.0.0.0/8"
+		if r.ipv6() {
+			loopback = "::1/128"
+		}
+		return []idiom.Spec{{Dst: "! " + loopback, Comment: comment, More: idiom.ToNode}}
 	}
 	var out []idiom.Spec
 	for _, a := range r.nodePorts {
@@ -211,7 +214,7 @@ func (r renderer) nodePortRules() []ruleset.Rule {
 			return idiom.Spec{Proto: k.proto, More: r.inSet(id)}.Jump(target).Rule()
 		}
 		out = append(out,
-			rule(k.local, idiom.ExternalLocal), rule(k.local, "ACCEPT"),
+			rule(k.local, idiom.External), rule(k.local, "ACCEPT"),
 			rule(k.cluster, nat.MarkMasq), rule(k.cluster, "ACCEPT"))
 	}
 	return out

@@ -33,9 +33,9 @@ type Servers interface {
 type serverSync struct {
 	Config
 	kernel Servers
-	// hold is told which addresses have virtual servers that nobody wants and that
-	// drain: packets to them are still to be for this node.
-	hold func(netip.Addr, int)
+	// hold is told of one more, or one less, virtual server that nobody wants and that
+	// drains: packets to it are still to be for this node, and it is still ours.
+	hold func(servers.Key, int)
 	// all are the virtual servers that are wanted, or there and ours. What is there
 	// is known once listed is set.
 	all    map[servers.Key]*serverState
@@ -74,7 +74,7 @@ type serverState struct {
 
 func (st *serverState) destinations() int { return len(st.endpoints) + len(st.draining) + len(st.odd) }
 
-func newServerSync(cfg Config, kernel Servers, hold func(netip.Addr, int)) *serverSync {
+func newServerSync(cfg Config, kernel Servers, hold func(servers.Key, int)) *serverSync {
 	return &serverSync{
 		Config: cfg, kernel: kernel, hold: hold,
 		all: map[servers.Key]*serverState{}, dirty: map[servers.Key]bool{}, leaving: map[servers.Key]bool{},
@@ -192,11 +192,6 @@ func (s *serverSync) sample(out *proxier.Report) bool {
 		}
 	}
 	return false
-}
-
-// excluded tells whether an address is one to keep off.
-func (s *serverSync) excluded(a netip.Addr) bool {
-	return slices.ContainsFunc(s.ExcludeCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // take takes over what is there. Destinations with weight 0 drain.
@@ -443,9 +438,9 @@ func (s *serverSync) keep(key servers.Key, st *serverState, on bool) {
 	}
 	st.holds = on
 	if on {
-		s.hold(key.Addr, +1)
+		s.hold(key, +1)
 	} else {
-		s.hold(key.Addr, -1)
+		s.hold(key, -1)
 	}
 }
 

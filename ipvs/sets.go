@@ -14,13 +14,14 @@ type setID int
 // The sets, in the order in which they gain elements. They lose them in the
 // opposite one, so that what keeps out comes before what lets in, and goes after.
 const (
-	sourceCIDRs setID = iota // source ranges of load balancers' addresses
-	sourceIPs                // sources besides
-	firewalled               // load balancers' addresses that are for those alone
-	spares                   // ports of cluster IPs that only translated packets may reach
-	noLocal                  // what is dropped, as its policy is Local and all endpoints are elsewhere
-	noEndpoint               // external addresses and node ports that are refused
-	loopBack                 // endpoints that may reach themselves
+	sourceCIDRs   setID = iota // source ranges of load balancers' addresses
+	sourceIPs                  // sources besides
+	firewalled                 // load balancers' addresses that are for those alone
+	spares                     // ports of cluster IPs that only translated packets may reach
+	noLocalInside              // cluster IPs that are dropped, as their policy is Local and all endpoints are elsewhere
+	noLocal                    // external addresses and node ports likewise
+	noEndpoint                 // external addresses and node ports that are refused
+	loopBack                   // endpoints that may reach themselves
 	clusterIPs
 	externalIPs
 	externalIPsLocal // with the traffic policy Local
@@ -33,12 +34,13 @@ const (
 	nodePortsLocalUDP
 	nodePortsLocalSCTP
 	healthPorts
-	vips // all addresses on the device
+	draining // what nobody wants any more and has connections; no rule names it
+	vips     // all addresses on the device
 	setCount
 )
 
 // setKinds are the names of the sets and their types. All names are kube-proxy's
-// but those of spares, noLocal and noEndpoint.
+// but those of spares, noLocalInside, noLocal, noEndpoint and draining.
 func setKinds() [setCount]struct {
 	name string
 	typ  ipset.Type
@@ -51,6 +53,7 @@ func setKinds() [setCount]struct {
 		sourceIPs:          {"KUBE-LOAD-BALANCER-SOURCE-IP", ipset.HashIPPortIP},
 		firewalled:         {"KUBE-LOAD-BALANCER-FW", ipset.HashIPPort},
 		spares:             {"KUBE-SPARE-PORT", ipset.HashIPPort},
+		noLocalInside:      {"KUBE-CLUSTER-IP-NO-LOCAL", ipset.HashIPPort},
 		noLocal:            {"KUBE-NO-LOCAL-ENDPOINT", ipset.HashIPPort},
 		noEndpoint:         {"KUBE-NO-ENDPOINT", ipset.HashIPPort},
 		loopBack:           {"KUBE-LOOP-BACK", ipset.HashIPPortIP},
@@ -65,6 +68,7 @@ func setKinds() [setCount]struct {
 		nodePortsLocalTCP:  {"KUBE-NODE-PORT-LOCAL-TCP", ipset.BitmapPort},
 		nodePortsLocalUDP:  {"KUBE-NODE-PORT-LOCAL-UDP", ipset.BitmapPort},
 		nodePortsLocalSCTP: {"KUBE-NODE-PORT-LOCAL-SCTP-HASH", ipset.HashIPPort},
+		draining:           {"KUBE-DRAINING", ipset.HashIPPort},
 		healthPorts:        {"KUBE-HEALTH-CHECK-NODE-PORT", ipset.BitmapPort},
 		vips:               {"KUBE-IPVS-IPS", ipset.HashIP},
 	}

@@ -144,7 +144,7 @@ func (st *setState) read(out *proxier.Report) error {
 func (s *setSync) add(sy *syncing) error {
 	var errs []error
 	for id := range setCount {
-		if id == vips || !sy.d.Prune && (id == noLocal || id == noEndpoint) {
+		if id == vips || id == draining || !sy.d.Prune && (id == noLocalInside || id == noLocal || id == noEndpoint) {
 			continue
 		}
 		errs = append(errs, s.sets[id].add(sy))
@@ -155,6 +155,11 @@ func (s *setSync) add(sy *syncing) error {
 // addVIPs adds the addresses on the device.
 func (s *setSync) addVIPs(sy *syncing) error { return s.sets[vips].add(sy) }
 
+// lift ends the refusal of what is served now.
+func (s *setSync) lift(sy *syncing) error {
+	return errors.Join(s.sets[noEndpoint].remove(sy), s.sets[noLocal].remove(sy), s.sets[noLocalInside].remove(sy))
+}
+
 // remove removes what is not wanted, in the opposite order.
 func (s *setSync) remove(sy *syncing) error {
 	var errs []error
@@ -164,7 +169,7 @@ func (s *setSync) remove(sy *syncing) error {
 	return errors.Join(errs...)
 }
 
-// lacking returns the dirty elements that are wanted or not and that the kernel
+// differing returns the dirty elements that are wanted or not and that the kernel
 // has not or has, in order, and forgets those that are as they should be.
 func (st *setState) differing(wanted bool) []ipset.Element {
 	var out []ipset.Element

@@ -47,7 +47,7 @@ func Resolve(svc *model.Service, slices []*model.EndpointSlice, at Locality, f m
 		port := common
 		port.Name = model.ServicePortName{Service: svc.Key, Port: p.Name, Protocol: p.Protocol}
 		port.Port, port.NodePort = p.Number, p.NodePort
-		if svc.InternalTrafficLocal && svc.ExternalTrafficLocal {
+		if svc.InternalTrafficLocal || svc.ExternalTrafficLocal {
 			port.SparePort = sparePort(svc.Ports, p)
 		}
 		choose(&port, candidatesOf(p, slices, at, f), at)

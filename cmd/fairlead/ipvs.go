@@ -202,12 +202,22 @@ func removeIPVS(f model.Family, exclude []netip.Prefix, keepLoops bool) (int, er
 	return ipvs.Remove(f, k)
 }
 
-// removeDevice removes the device, which both families have had.
+// removeDevice removes the device, which both families have had, unless there are
+// addresses to keep.
 func removeDevice() error {
-	dev, err := device.New(device.Name, false)
-	if err != nil {
-		return err
+	for _, f := range model.Families() {
+		dev, err := device.New(device.Name, f == model.IPv6)
+		if err != nil {
+			return err
+		}
+		defer dev.Close()
+		left, found, err := dev.List()
+		if err != nil || len(left) > 0 || !found {
+			return err
+		}
+		if f == model.IPv6 {
+			return dev.Destroy()
+		}
 	}
-	defer dev.Close()
-	return dev.Destroy()
+	return nil
 }

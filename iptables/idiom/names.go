@@ -26,7 +26,9 @@ const (
 	IPVSFilter    = "KUBE-IPVS-FILTER"
 	IPVSOutFilter = "KUBE-IPVS-OUT-FILTER"
 	SourceRanges  = "KUBE-SOURCE-RANGES-FIREWALL"
-	ExternalLocal = "KUBE-EXTERNAL-LOCAL" // not among kube-proxy's
+	External      = "KUBE-EXTERNAL" // not among kube-proxy's
+	// AddressPrefix is of chains that translate external IPs.
+	AddressPrefix = "KUBE-XIP-"
 	// IPVSAccess is the comment of what leads to the two filters.
 	IPVSAccess = "kubernetes ipvs access filter"
 
@@ -43,7 +45,7 @@ func Owned() []ruleset.ChainKey {
 		ruleset.NAT: {
 			Services, NodePorts, MarkOutside, ServicePrefix + "*", "KUBE-SVL-*",
 			ExternalPrefix + "*", "KUBE-FW-*", "KUBE-SEP-*",
-			NodePort, ExternalLocal, "KUBE-LOAD-BALANCER",
+			NodePort, External, AddressPrefix + "*", "KUBE-LOAD-BALANCER",
 		},
 		ruleset.Filter: {
 			Services, ExternalServices, NodePorts, Forward, ProxyFirewall,

@@ -58,8 +58,8 @@ type ServicePort struct {
 	// Scheduler is the zero value where the Service leaves the choice to the mode.
 	Scheduler Scheduler
 	// SparePort is a port of the cluster IP that is none of the Service's, and
-	// another one for each of its ports of one protocol. It is 0 unless both policies
-	// are Local, when a mode may need one.
+	// another one for each of its ports of one protocol. It is 0 unless a policy is
+	// Local, when a mode may need one.
 	SparePort uint16
 
 	// Endpoints are those that new connections are to go to under the traffic
