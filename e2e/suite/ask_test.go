@@ -113,7 +113,7 @@ func ask(ctx context.Context, topo *topology, busy load, s scenario, c cell) (ou
 		return askHealth(ctx, topo.hosts[c.from].Dial, c.place.addr(topo, c.flow.family)), nil
 	}
 	p := lab.Probe{From: topo.hosts[c.from], Network: c.flow.network, To: c.place.addr(topo, c.flow.family)}
-	t := tally{answers: map[answer]int{}}
+	t := tally{from: c.from, to: virtualAddr(c, p.To), answers: map[answer]int{}}
 	first := make(chan []lab.Result, 1)
 	busy.enter(leastRequests)
 	go func() { first <- p.Batch(ctx, leastRequests) }()
@@ -163,6 +163,9 @@ type answer struct{ server, saw string }
 
 // tally is what several requests of one cell came to.
 type tally struct {
+	// from is who asked, and to whom, if that is no node's own address.
+	from               string
+	to                 netip.Addr
 	answers            map[answer]int
 	refusals, timeouts int
 	failures           []string
@@ -172,7 +175,7 @@ func (t *tally) add(topo *topology, r lab.Result) {
 	switch r.Outcome {
 	case lab.Answered:
 		saw := "own" // the address that the client has itself
-		if r.Source.Addr() != r.Local.Addr() {
+		if r.Source.Addr() != r.Local.Addr() && !t.own(topo, r) {
 			saw = topo.name(r.Source.Addr())
 		}
 		t.answers[answer{r.Server, saw}]++
@@ -183,6 +186,22 @@ func (t *tally) add(topo *topology, r lab.Result) {
 	default:
 		t.failures = append(t.failures, reason(r.Err))
 	}
+}
+
+// own tells whether what a server saw is the asker's own address although it is
+// not the socket's: in IPVS mode a Service's address is one of the node, and so is
+// what the node's own requests to it come from, until they leave.
+func (t *tally) own(topo *topology, r lab.Result) bool {
+	return t.to.IsValid() && r.Local.Addr() == t.to && topo.name(r.Source.Addr()) == t.from
+}
+
+// virtualAddr returns the address that is asked, unless a node has it by itself.
+func virtualAddr(c cell, to netip.AddrPort) netip.Addr {
+	switch c.place.target {
+	case toClusterIP, toLoadBalancer, toExternalIP:
+		return to.Addr()
+	}
+	return netip.Addr{}
 }
 
 // reason is what does not change with the port of a client.

@@ -71,8 +71,8 @@ func (m marks) objects(topo *topology, s scenario) []runtime.Object {
 // wait waits until both nodes have, in both families, what objects returned.
 func (m marks) wait(ctx context.Context, topo *topology) error {
 	return topo.onNodes(ctx, func(ctx context.Context, n *lab.Node, f model.Family) error {
-		answers := func(host int, port uint16, who string) error {
-			p := lab.Probe{From: n.NS, Network: "tcp", To: netip.AddrPortFrom(clusterAddr(f, host), port), Timeout: time.Second}
+		answers := func(from *lab.NS, host int, port uint16, who string) error {
+			p := lab.Probe{From: from, Network: "tcp", To: netip.AddrPortFrom(clusterAddr(f, host), port), Timeout: time.Second}
 			return poll(ctx, func() error {
 				if r := p.Once(ctx); r.Server != who {
 					return fmt.Errorf("%s: %s, want an answer of %s", p, r, who)
@@ -80,11 +80,14 @@ func (m marks) wait(ctx context.Context, topo *topology) error {
 				return nil
 			})
 		}
-		if err := answers(markerHost, m.port(), m.pod()); err != nil {
-			return err
-		}
-		if err := answers(m.lastIdleHost(), servicePort, outside); err != nil {
-			return err
+		// A node and its pods find a Service by different ways.
+		for _, from := range []*lab.NS{n.NS, n.Pods[podsPerNode-1]} {
+			if err := answers(from, markerHost, m.port(), m.pod()); err != nil {
+				return err
+			}
+			if err := answers(from, m.lastIdleHost(), servicePort, outside); err != nil {
+				return err
+			}
 		}
 		if !m.health {
 			return nil

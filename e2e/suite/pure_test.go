@@ -111,6 +111,7 @@ func TestOutcome(t *testing.T) {
 		return lab.Result{Outcome: lab.Answered, Server: server, Source: source, Local: client}
 	}
 	own, masqueraded, unknown := saw("a", client), saw("b", netip.AddrPortFrom(bridge, 3)), saw("b", pod)
+	fromBridge, vip := netip.AddrPortFrom(bridge, 4), netip.MustParseAddrPort("10.0.0.9:1")
 	refusal, timeout := lab.Result{Outcome: lab.Refused}, lab.Result{Outcome: lab.TimedOut}
 	failed := lab.Result{Outcome: lab.Failed, Err: fmt.Errorf("dial 10.0.0.1:4711: %w", unix.EINVAL)}
 	odd := lab.Result{Outcome: lab.Failed, Err: errors.New("odd")}
@@ -129,10 +130,11 @@ func TestOutcome(t *testing.T) {
 			want: "a saw own, dropped, failed: invalid argument, failed: odd, refused"},
 		{name: "stays", results: []lab.Result{masqueraded, masqueraded}, sticky: true, want: "one endpoint saw bridge"},
 		{name: "strays", results: []lab.Result{masqueraded, own}, sticky: true, want: "a saw own, b saw bridge"},
+		{name: "by the address that is asked", results: []lab.Result{{Outcome: lab.Answered, Server: "a", Source: fromBridge, Local: vip}}, want: "a saw own"},
 		{name: "escapes", results: []lab.Result{saw(outside, client)}, sticky: true, want: "outside saw own"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			tally := tally{answers: map[answer]int{}}
+			tally := tally{from: "bridge", to: vip.Addr(), answers: map[answer]int{}}
 			for _, r := range tc.results {
 				tally.add(topo, r)
 			}

@@ -41,6 +41,8 @@ func subjects() []subject {
 		fairlead{mode: "iptables", variant: lab.Legacy},
 		fairlead{mode: "iptables", variant: lab.NFT, form: "compact"},
 		fairlead{mode: "iptables", variant: lab.Legacy, form: "compact"},
+		// The kernel that has IPVS has no NAT for the nft variant.
+		fairlead{mode: "ipvs", variant: lab.Legacy},
 	}
 }
 
@@ -64,7 +66,12 @@ func (s fairlead) asked(sc scenario) bool {
 	return s.form == "" || strings.HasPrefix(sc.name, "hairpin-")
 }
 
-func (s fairlead) supported(ctx context.Context) error { return lab.VariantSupported(ctx, s.variant) }
+func (s fairlead) supported(ctx context.Context) error {
+	if _, err := os.Stat("/proc/net/ip_vs"); s.mode == "ipvs" && err != nil {
+		return fmt.Errorf("no IPVS in this kernel: %w", lab.ErrNotSupported)
+	}
+	return lab.VariantSupported(ctx, s.variant)
+}
 
 func (s fairlead) feed(context.Context, *topology) (feed, error) { return newDirectory() }
 
@@ -75,6 +82,9 @@ func (s fairlead) command(ctx context.Context, node *lab.Node, f feed) *exec.Cmd
 		"--hostname-override", node.Label, "--cluster-cidr", clusterCIDR,
 		"--service-cidrs", serviceCIDRs, "--manifests", string(f.(directory)),
 		"--pod-masquerade", "off", "--state-file", "", // kube-proxy does not masquerade pods
+	}
+	if s.mode == "ipvs" { // what one scenario leaves is not for the next to meet
+		flags = append(flags, "--ipvs-graceful-period", "0s")
 	}
 	if s.form != "" {
 		flags = append(flags, "--iptables-"+s.form)
