@@ -52,6 +52,7 @@ func startProgram(ctx context.Context, t *testing.T, node *lab.Node, v lab.Varia
 	args = append([]string{
 		"-v=2", "--proxy-mode", *proxyMode, "--hostname-override", node.Label, "--cluster-cidr", clusterCIDR, "--iptables-variant", string(v),
 		"--pod-masquerade", "off", "--state-file", "", // which is for their own tests
+		"--cni-conf-dir", "/nonexistent", // the machine's own is no business of the lab's
 	}, args...)
 	a := &agent{
 		t: t, node: node, cmd: node.Command(ctx, program, args...),

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -131,7 +132,7 @@ func (b *beside) podEgress(ctx context.Context, f model.Family, engine *ruleset.
 	if e.when == switchAuto && len(e.clusterCIDRs) > 0 {
 		e.others = lookAhead(ctx, func(ctx context.Context) string {
 			chain := b.node.chainReader(ctx, f)
-			return egress.Others{Postrouting: chain("POSTROUTING"), Chain: chain, Tables: tables(ctx)}.Who(e.clusterCIDRs)
+			return egress.Others{CNI: os.DirFS(b.cfg.cniConfDir), Postrouting: chain("POSTROUTING"), Chain: chain, Tables: tables(ctx)}.Who(e.clusterCIDRs)
 		})
 	}
 	return e

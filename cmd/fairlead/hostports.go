@@ -291,7 +291,7 @@ func (o *hostPortOptions) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.hostPorts, "host-ports", string(switchAuto), "Whether to lead host ports of this node's Pods to them: on, off, or auto, which leaves it to a CNI plugin or a container runtime that does.")
 	fs.BoolVar(&o.hostPortsLocalhost, "host-ports-localhost", false, "Let host ports answer on 127.0.0.1 too. The kernel then routes packets for it (route_localnet), and those of neighbours are dropped.")
 	fs.StringSliceVar(&o.protectedPorts, "protected-ports", []string{"22/tcp", "6443/tcp", "10250/tcp", "8472/udp"}, "Ports of the node that no pod gets, besides the agent's own.")
-	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "Where CNI's configurations are, by which --host-ports=auto knows of CNI plugins.")
+	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "Where CNI's configurations are, by which --host-ports=auto and --pod-masquerade=auto know of CNI plugins.")
 }
 
 // config returns the ports of the node that no pod gets, those of the agent's own

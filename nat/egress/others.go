@@ -3,15 +3,19 @@
 package egress
 
 import (
+	"io/fs"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"fairlead/iptables/ruleset"
+	"fairlead/nat/cni"
 )
 
 // Others is what there is on a node by which others may masquerade what pods send.
 type Others struct {
+	// CNI is the directory of CNI's configurations, nil for none.
+	CNI fs.FS
 	// Postrouting are the rules of POSTROUTING in table nat.
 	Postrouting []ruleset.Rule
 	// Chain returns the rules of a chain of table nat, none where it is not there.
@@ -53,6 +57,12 @@ func (o Others) Who(pods []netip.Prefix) string {
 	for _, t := range tables() {
 		if slices.Contains(o.Tables, t.in) {
 			return t.who + " (table " + t.in + " of nf_tables)"
+		}
+	}
+	file, plugins := cni.Plugins(o.CNI)
+	for _, p := range plugins {
+		if p.IPMasq {
+			return "the CNI plugin " + p.Type + " (" + file + ")"
 		}
 	}
 	for _, r := range o.Postrouting {

@@ -4,6 +4,7 @@ package egress
 
 import (
 	"testing"
+	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -140,6 +141,11 @@ func TestOthers(t *testing.T) {
 			"a CNI plugin with ipMasq (chain CNI-0123456789abcdef01234567)",
 		},
 		{"a CNI plugin, for others' networks", Others{Postrouting: []ruleset.Rule{`-s 10.88.0.5/32 -m comment --comment "name: \"net\" id: \"abc\"" -j CNI-0123456789abcdef01234567`}, Chain: none}, ""},
+		{
+			"a CNI plugin, before there is a pod", Others{CNI: fstest.MapFS{"10-a.conf": {Data: []byte(`{"type":"bridge","ipMasq":true}`)}}, Chain: none},
+			"the CNI plugin bridge (10-a.conf)",
+		},
+		{"a CNI plugin that does not", Others{CNI: fstest.MapFS{"10-a.conf": {Data: []byte(`{"type":"bridge"}`)}}, Chain: none}, ""},
 		{"Docker", Others{Postrouting: []ruleset.Rule{"-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"}, Chain: none}, ""},
 		{"an admin", Others{Postrouting: []ruleset.Rule{"-s 10.0.0.0/8 -o eth0 -j MASQUERADE"}, Chain: none}, "a rule in POSTROUTING (-s 10.0.0.0/8 -o eth0 -j MASQUERADE)"},
 		{"an admin, for all others", Others{Postrouting: []ruleset.Rule{"! -s 10.244.0.0/16 -o eth0 -j MASQUERADE"}, Chain: none}, ""},
