@@ -38,7 +38,7 @@ func TestTracedSuite(t *testing.T) {
 	topo := topologyOf(lab.Plan(labConfig()))
 	cells, twice := 0, 0
 	for _, sc := range scenarios {
-		recorded := ref.scenarios[sc.name]
+		recorded := expected("iptables", sc, ref.scenarios[sc.name])
 		t.Run(sc.name, func(t *testing.T) {
 			got := newTraced(t, topo, sc, kind{sets: true}).outcomes(t, sc)
 			compare(t, sc, recorded, got)
