@@ -81,6 +81,10 @@ func (b *batch) open(a *attempt) (err error) {
 		if err := unix.SetsockoptInt(a.fd, level, option, 1); err != nil {
 			return err
 		}
+		// Reset in the end, a connection is remembered nowhere for minutes.
+		if err := unix.SetsockoptLinger(a.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+			return err
+		}
 	}
 	if b.probe.Source.IsValid() {
 		if err := unix.Bind(a.fd, sockaddr(netip.AddrPortFrom(b.probe.Source, 0))); err != nil {

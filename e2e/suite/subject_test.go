@@ -84,7 +84,7 @@ func (s fairlead) command(ctx context.Context, node *lab.Node, f feed) *exec.Cmd
 		"--pod-masquerade", "off", "--state-file", "", // kube-proxy does not masquerade pods
 	}
 	if s.mode == "ipvs" { // what one scenario leaves is not for the next to meet
-		flags = append(flags, "--ipvs-graceful-period", "0s")
+		flags = append(flags, "--ipvs-graceful-period", "0s", "--ipvs-udp-timeout", "2s")
 	}
 	if s.form != "" {
 		flags = append(flags, "--iptables-"+s.form)

@@ -138,7 +138,7 @@ func (r *run) doubt(t *testing.T, sc scenario, want, got outcomes) {
 			again = append(again, c)
 		}
 	}
-	if sc.sticky || len(again) > maxDoubts {
+	if sc.sticky && r.doubts == 1 || len(again) > r.doubts*maxDoubts {
 		return
 	}
 	for _, c := range again {
