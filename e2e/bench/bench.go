@@ -25,13 +25,15 @@ type bench struct {
 	out      io.Writer
 	dir      string
 	measured []subject.Subject
-	results  report.Results
+	// ipvs are those of them that have an IPVS mode, in that.
+	ipvs    []subject.Subject
+	results report.Results
 }
 
 // newBench looks for all that is needed, before anything takes long.
 func newBench(ctx context.Context, o *options, out io.Writer) (*bench, error) {
 	b := &bench{options: o, out: out, dir: o.work}
-	for _, v := range o.variants {
+	for _, v := range b.iptables() {
 		if err := lab.VariantSupported(ctx, lab.Variant(v)); err != nil {
 			return nil, err
 		}
@@ -80,7 +82,18 @@ func (b *bench) choose(ctx context.Context) error {
 	if len(b.measured) == 0 {
 		return errors.New("no subject is left to measure; make build and make -C e2e/tools kube-proxy build them")
 	}
+	if b.ipvs = subject.IPVS(fairlead, kubeProxy); !slices.Contains(b.variants, report.IPVS) {
+		b.ipvs = nil
+	}
+	b.ipvs = slices.DeleteFunc(b.ipvs, func(s subject.Subject) bool {
+		return !slices.ContainsFunc(b.measured, func(m subject.Subject) bool { return m.Name == s.Name })
+	})
 	return nil
+}
+
+// iptables are the variants that are of iptables.
+func (o *options) iptables() []string {
+	return slices.DeleteFunc(slices.Clone(o.variants), func(v string) bool { return v == report.IPVS })
 }
 
 func (b *bench) close() {
@@ -101,12 +114,12 @@ type point struct {
 
 // points are all sizes in an order in which one API server, for each number of
 // endpoints, only ever gets more Services.
-func (o *options) points() []point {
+func points(loads, curve, all []report.Size) []point {
 	most := map[report.Size]measure.Extent{}
 	for _, l := range []struct {
 		sizes  []report.Size
 		extent measure.Extent
-	}{{o.loads, measure.Loads}, {o.curve, measure.Curve}, {o.sizes, measure.All}} {
+	}{{loads, measure.Loads}, {curve, measure.Curve}, {all, measure.All}} {
 		for _, s := range l.sizes {
 			most[s] = max(most[s], l.extent)
 		}
@@ -122,8 +135,25 @@ func (o *options) points() []point {
 }
 
 // measure measures everything.
-func (b *bench) measure(ctx context.Context) (err error) {
+func (b *bench) measure(ctx context.Context) error {
 	start := time.Now()
+	defer func() { b.results.TookS = time.Since(start).Seconds() }()
+	if len(b.iptables()) > 0 {
+		if err := b.part(ctx, points(b.loads, b.curve, b.sizes), b.at); err != nil {
+			return err
+		}
+	}
+	if len(b.ipvs) == 0 {
+		return nil
+	}
+	if !b.here {
+		return b.inGuest(ctx)
+	}
+	return b.part(ctx, points(nil, b.ipvsCurve, b.ipvsSizes), b.ipvsAt)
+}
+
+// part measures at all points of a part, each by at.
+func (b *bench) part(ctx context.Context, points []point, at func(context.Context, *measure.Rig, point) error) (err error) {
 	var rig *measure.Rig
 	closeRig := func() {
 		if rig != nil {
@@ -133,7 +163,7 @@ func (b *bench) measure(ctx context.Context) (err error) {
 	}
 	defer closeRig()
 	endpoints := 0
-	for _, p := range b.points() {
+	for _, p := range points {
 		if p.Endpoints != endpoints {
 			closeRig()
 			endpoints = p.Endpoints
@@ -141,20 +171,19 @@ func (b *bench) measure(ctx context.Context) (err error) {
 				return err
 			}
 		}
-		if err := b.at(ctx, rig, p); err != nil {
+		b.say("%s: writing Services", p.Size)
+		if err := rig.Load(ctx, p.Services, nil); err != nil {
 			return err
 		}
-		b.results.TookS = time.Since(start).Seconds()
+		if err := at(ctx, rig, p); err != nil {
+			return err
+		}
 	}
 	return err
 }
 
 // at measures all subjects at one size.
 func (b *bench) at(ctx context.Context, rig *measure.Rig, p point) error {
-	b.say("%s: writing Services", p.Size)
-	if err := rig.Load(ctx, p.Services, nil); err != nil {
-		return err
-	}
 	cfg := measure.Config{Settings: b.settings, Mix: b.mix, Extent: p.extent}
 	switch p.extent {
 	case measure.Loads:
@@ -162,21 +191,30 @@ func (b *bench) at(ctx context.Context, rig *measure.Rig, p point) error {
 	case measure.Curve:
 		cfg.Samples = (cfg.Samples + 2) / 3
 	}
-	for _, v := range b.variants {
+	for _, v := range b.iptables() {
 		for _, s := range b.measured {
 			if p.extent == measure.Loads && s.Name != report.Product {
 				continue
 			}
-			cfg.Log = func(format string, args ...any) {
-				b.say("%s %s %s: %s", p.Size, v, s.Name, fmt.Sprintf(format, args...))
-			}
-			run, err := rig.Run(ctx, s, lab.Variant(v), cfg)
-			if err != nil {
+			if err := b.run(ctx, rig, s, v, lab.Variant(v), cfg); err != nil {
 				return err
 			}
-			b.results.Runs = append(b.results.Runs, *run)
 		}
 	}
+	return nil
+}
+
+// run measures a subject. name is the variant's in the report.
+func (b *bench) run(ctx context.Context, rig *measure.Rig, s subject.Subject, name string, v lab.Variant, cfg measure.Config) error {
+	cfg.Log = func(format string, args ...any) {
+		b.say("%s %s: %s", name, s.Name, fmt.Sprintf(format, args...))
+	}
+	run, err := rig.Run(ctx, s, v, cfg)
+	if err != nil {
+		return err
+	}
+	run.Variant = name
+	b.results.Runs = append(b.results.Runs, *run)
 	return nil
 }
 
@@ -194,6 +232,9 @@ func (b *bench) publish(complete bool) error {
 	docs := b.docs
 	if !complete {
 		docs = "" // half a run is no documentation
+	}
+	if b.noTables {
+		return nil
 	}
 	return publish(&b.results, docs, b.out)
 }

@@ -17,12 +17,23 @@ import (
 
 	"fairlead/e2e/bench/report"
 	"fairlead/e2e/lab"
+	"fairlead/e2e/uml/guest"
+	"fairlead/e2e/uml/machine"
 )
 
 // agent is the agent of this tree, built once by TestMain.
 var agent string
 
-func TestMain(m *testing.M) { os.Exit(runTests(m)) }
+// asMain makes the test binary the command.
+const asMain = "FAIRLEAD_BENCH_TEST_AS_MAIN"
+
+func TestMain(m *testing.M) {
+	if guest.Is() || os.Getenv(asMain) != "" {
+		main()
+		return
+	}
+	os.Exit(runTests(m))
+}
 
 func runTests(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "fairlead-bench-test-")
@@ -99,6 +110,41 @@ func TestKernelBench(t *testing.T) {
 	}
 	if left := namespaces(t); len(left) > 0 {
 		t.Errorf("namespaces are left: %v", left)
+	}
+}
+
+// TestKernelBenchIPVS: figures come out of the second kernel. kube-proxy is left out,
+// which would take minutes there.
+func TestKernelBenchIPVS(t *testing.T) {
+	if err := machine.Supported(); err != nil {
+		t.Skip(err)
+	}
+	t.Setenv(asMain, "1")
+	json := filepath.Join(t.TempDir(), "bench.json")
+	var out strings.Builder
+	err := run(t.Context(), []string{
+		"--fairlead", agent, "--subjects", "fairlead", "--json", json, "--variants", "ipvs",
+		"--ipvs-sizes", "6x2", "--ipvs-curve", "3x2", "--samples", "2", "--connects", "60", "--changes", "40", "--limit", "5m",
+	}, &out)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &out)
+	}
+	got, err := report.Read(json)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := got.Find(report.Product, report.IPVS, report.Size{Services: 6, Endpoints: 2})
+	if r == nil || r.FirstSync == nil || r.AddedMS == nil || r.LeftMS == nil || r.Connect == nil || r.Churn == nil || r.Restart == nil || r.Floor != nil {
+		t.Errorf("got %+v, want all figures but a floor", r)
+	}
+	if r := got.Find(report.Product, report.IPVS, report.Size{Services: 3, Endpoints: 2}); r == nil || r.AddedMS == nil || r.Connect != nil {
+		t.Errorf("on the curve got %+v, want a first sync and changes alone", r)
+	}
+	if len(got.Runs) != 2 || got.IPVSMachine == nil || got.IPVSMachine.Kernel == got.Machine.Kernel {
+		t.Errorf("got %d runs on %+v, want 2 on another kernel than %s", len(got.Runs), got.IPVSMachine, got.Machine.Kernel)
+	}
+	if !strings.Contains(out.String(), "6 × 2, ipvs") || strings.Count(out.String(), "must hold") != 3 {
+		t.Errorf("the tables of the two sizes are not there once:\n%s", &out)
 	}
 }
 
@@ -195,7 +241,7 @@ func TestPoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, p := range o.points() {
+	for _, p := range points(o.loads, o.curve, o.sizes) {
 		got = append(got, p.Size.String()+" "+strconv.Itoa(int(p.extent)))
 	}
 	if want := "100x10 2, 300x10 1, 1000x10 2, 50x100 0"; strings.Join(got, ", ") != want {

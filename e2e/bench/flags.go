@@ -18,10 +18,12 @@ import (
 )
 
 const usage = `Bench measures Fairlead and kube-proxy side by side, on nodes made of network
-namespaces, against a real API server. It needs root, and half an hour for all.
+namespaces, against a real API server. It needs root, and an hour for all. The IPVS
+modes it measures in User-Mode Linux, a second kernel.
 
   make bench                                                  all, into docs/performance.md
   make bench BENCH="--sizes 1000x10 --variants nft"           a part, printed alone
+  make bench BENCH="--variants ipvs"                          the IPVS modes alone
   make bench BENCH="--subjects fairlead --samples 10 --curve=" quicker still
   bin/bench --from docs/performance.json --docs docs          tables and plot anew
 
@@ -33,6 +35,9 @@ type options struct {
 	fairlead, kubeProxy string
 	subjects, variants  []string
 	sizes, curve, loads []report.Size
+	ipvsSizes           []report.Size
+	ipvsCurve           []report.Size
+	here, noTables      bool
 	settings            report.Settings
 	cutoff, limit       time.Duration
 	mix                 workload.Mix
@@ -48,22 +53,26 @@ func parse(args []string, out io.Writer) (*options, error) {
 	fs.StringVar(&o.fairlead, "fairlead", "bin/fairlead", "The agent.")
 	fs.StringVar(&o.kubeProxy, "kube-proxy", ".cache/bin/kube-proxy", "kube-proxy.")
 	fs.StringSliceVar(&o.subjects, "subjects", []string{"fairlead", "fairlead-compact", "kube-proxy"}, "What to measure. What this build has not is left out.")
-	fs.StringSliceVar(&o.variants, "variants", []string{"nft", "legacy"}, "Variants of iptables.")
+	fs.StringSliceVar(&o.variants, "variants", []string{"nft", "legacy", report.IPVS}, "Variants of iptables, and ipvs for the IPVS modes.")
 	sizes := fs.StringSlice("sizes", []string{"1000x10", "10000x10"}, "Services x endpoints at which all is measured.")
 	curve := fs.StringSlice("curve", []string{"100x10", "3000x10"}, "Sizes at which first sync and one change are measured, for the plot.")
 	loads := fs.StringSlice("loads", []string{"5000x100"}, "Sizes at which only Fairlead's first sync and memory are measured.")
-	fs.IntVar(&o.settings.Samples, "samples", 30, "Changes of each kind that are measured one by one; a third of it on the curve.")
+	ipvsSizes := fs.StringSlice("ipvs-sizes", []string{"1000x10"}, "Sizes at which all is measured of the IPVS modes.")
+	ipvsCurve := fs.StringSlice("ipvs-curve", []string{"100x10", "5000x10"}, "Sizes at which first sync and one change are measured of Fairlead's IPVS mode.")
+	fs.IntVar(&o.settings.Samples, "samples", 30, "Changes of each kind that are measured one by one; a third of it on the curve and of IPVS.")
 	fs.IntVar(&o.settings.Connects, "connects", 2000, "Connects to each target.")
 	fs.IntVar(&o.settings.Changes, "changes", 1000, "Changes whose CPU time is measured.")
 	fs.Float64Var(&o.settings.Rate, "rate", 20, "How many of them in a second.")
 	fs.StringVar(&o.settings.Mix, "mix", o.settings.Mix, "Kinds of these changes, and how often each is.")
 	fs.Uint64Var(&o.settings.Seed, "seed", o.settings.Seed, "Other changes for every number.")
-	fs.DurationVar(&o.cutoff, "cutoff", time.Minute, "How long a first sync may take; five times that with --loads.")
-	fs.DurationVar(&o.limit, "limit", time.Hour, "How long all may take. What was measured until then is printed.")
+	fs.DurationVar(&o.cutoff, "cutoff", time.Minute, "How long a first sync may take; five times that with --loads, ten times of IPVS.")
+	fs.DurationVar(&o.limit, "limit", 90*time.Minute, "How long all may take. What was measured until then is printed.")
 	fs.StringVar(&o.json, "json", "bin/bench.json", "Where the figures go.")
 	fs.StringVar(&o.docs, "docs", "", "Directory whose performance.md, .json and .svg are brought up to date.")
 	fs.StringVar(&o.work, "work", "", "Directory for logs, which stays; empty is a temporary one.")
 	fs.StringVar(&o.from, "from", "", "File with figures of an earlier run to print, and with --docs to write, instead of measuring.")
+	fs.BoolVar(&o.here, "here", false, "Measure the IPVS modes in this kernel, which has to have IPVS and the legacy variant of iptables.")
+	fs.BoolVar(&o.noTables, "no-tables", false, "Print no tables; the figures are written all the same.")
 	fs.Usage = func() { fmt.Fprint(out, usage, fs.FlagUsages()) }
 	if err := fs.Parse(args); err != nil {
 		return nil, err
@@ -75,7 +84,7 @@ func parse(args []string, out io.Writer) (*options, error) {
 		flag string
 		from []string
 		to   *[]report.Size
-	}{{"sizes", *sizes, &o.sizes}, {"curve", *curve, &o.curve}, {"loads", *loads, &o.loads}} {
+	}{{"sizes", *sizes, &o.sizes}, {"curve", *curve, &o.curve}, {"loads", *loads, &o.loads}, {"ipvs-sizes", *ipvsSizes, &o.ipvsSizes}, {"ipvs-curve", *ipvsCurve, &o.ipvsCurve}} {
 		var err error
 		if *s.to, err = parseSizes(s.flag, s.from); err != nil {
 			return nil, err
@@ -91,8 +100,8 @@ func (o *options) check() error {
 		return err
 	}
 	for _, v := range o.variants {
-		if !slices.Contains(lab.Variants(), lab.Variant(v)) {
-			return fmt.Errorf("--variants %q is none of %v", v, lab.Variants())
+		if v != report.IPVS && !slices.Contains(lab.Variants(), lab.Variant(v)) {
+			return fmt.Errorf("--variants %q is none of %v, and not %s", v, lab.Variants(), report.IPVS)
 		}
 	}
 	if o.settings.Samples < 1 || o.settings.Connects < 1 || o.settings.Changes < 1 || o.settings.Rate <= 0 || o.cutoff <= 0 || o.limit <= 0 {

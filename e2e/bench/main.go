@@ -19,9 +19,13 @@ import (
 	"github.com/spf13/pflag"
 
 	"fairlead/e2e/bench/report"
+	"fairlead/e2e/uml/guest"
 )
 
 func main() {
+	if guest.Is() {
+		guest.Main() // and does not return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Stdout)

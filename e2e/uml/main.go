@@ -45,20 +45,13 @@ const (
 	codeFailed  = 125
 )
 
-// modules are those that nothing loads by itself: what the kernels of distributions
-// have from the start, or an administrator loads for a node.
-var modules = []string{"ipv6", "br_netfilter", "ip_vs"}
-
 func main() {
-	if isGuest() {
+	if guest.Is() {
 		guest.Main()
 		return
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
-
-// isGuest reports whether this is the first process of a guest.
-func isGuest() bool { return os.Getpid() == 1 && os.Getenv(guest.JobEnv) != "" }
 
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := untilSignal()
@@ -101,7 +94,7 @@ func newFlags(title string, o *options, stderr io.Writer) *flag.FlagSet {
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.memory, "mem", "1024M", "the guest's memory, of which it takes what it uses")
 	flags.DurationVar(&o.timeout, "timeout", 10*time.Minute, "how long the guest may run")
-	flags.StringVar(&o.modules, "modules", strings.Join(modules, ","), "kernel `modules` to load first, by comma")
+	flags.StringVar(&o.modules, "modules", strings.Join(guest.Modules(), ","), "kernel `modules` to load first, by comma")
 	flags.BoolVar(&o.kernel, "kernel-log", false, "print what the kernel prints, to standard error")
 	flags.Func("share", "a `directory` that the command may write to; may be repeated", func(dir string) error {
 		o.share = append(o.share, dir)

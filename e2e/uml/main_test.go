@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"fairlead/e2e/uml/guest"
 	"fairlead/e2e/uml/machine"
 )
 
@@ -21,7 +22,7 @@ import (
 const asMain = "FAIRLEAD_UML_TEST_AS_MAIN"
 
 func TestMain(m *testing.M) {
-	if isGuest() || os.Getenv(asMain) != "" {
+	if guest.Is() || os.Getenv(asMain) != "" {
 		main()
 	}
 	os.Exit(m.Run())

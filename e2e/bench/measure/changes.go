@@ -118,10 +118,17 @@ func (b *bench) changes(ctx context.Context) error {
 	return err
 }
 
+// enough is how many changes of a kind are measured when patience is at its end.
+const enough = 3
+
 // cycle adds and removes an endpoint n times.
 func (b *bench) cycle(ctx context.Context, s single, n int) (added, removed *report.Dist, err error) {
 	var add, remove []time.Duration
-	for range n {
+	start := time.Now()
+	for i := range n {
+		if b.Patience > 0 && i >= enough && time.Since(start) > b.Patience {
+			break
+		}
 		for _, step := range []struct {
 			awaited
 			to *[]time.Duration

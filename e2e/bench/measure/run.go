@@ -35,6 +35,9 @@ type Config struct {
 	report.Settings
 	Mix    workload.Mix
 	Extent Extent
+	// Patience, unless 0, is how long changes are measured one by one: when it is
+	// over, three of each kind are enough.
+	Patience time.Duration
 	// Log is told what is being done.
 	Log func(format string, args ...any)
 }

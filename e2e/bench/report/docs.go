@@ -68,6 +68,9 @@ func (r *Results) page() string {
 	if r.Plot() != "" {
 		fmt.Fprintf(&b, "\n![cost of one change and of a first sync against the number of Services](%s)\n", PlotFile)
 	}
+	if m := r.IPVSMachine; m != nil {
+		fmt.Fprintf(&b, "\nThe tables of ipvs are from User-Mode Linux, kernel %s with %d CPU.\n", m.Kernel, m.CPUs)
+	}
 	for _, g := range r.Groups() {
 		fmt.Fprintf(&b, "\n%s", Markdown(g.Table(r.CutoffS)))
 	}

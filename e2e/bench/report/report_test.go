@@ -189,6 +189,33 @@ func TestTargets(t *testing.T) {
 	}
 }
 
+// TestIPVSTargets: IPVS modes have limits of their own, by what the reference takes,
+// and by what one change costs at a small size.
+func TestIPVSTargets(t *testing.T) {
+	at := func(subject string, size Size, first, added float64) Run {
+		return Run{Subject: subject, Variant: IPVS, Size: size, FirstSync: &FirstSync{S: first, SyncS: first},
+			AddedMS: &Dist{N: 3, P50: added, P90: added, P99: added}, RemovedMS: &Dist{N: 3, P50: added, P90: added, P99: added}}
+	}
+	r := &Results{Runs: []Run{
+		at(Product, few, 1, 10), at(Product, small, 12.1, 100), at(Reference, small, 60, 500), at(Product, many, 50, 15.1),
+	}}
+	groups := r.Groups()
+	if len(groups) != 3 || r.Plot() != "" {
+		t.Fatalf("got %d tables and plot %q, want tables of three sizes and no plot", len(groups), r.Plot())
+	}
+	for i, want := range []map[string]string{
+		{keyFirstSync: "", keyAdded: ""},
+		{keyFirstSync: "≤ 12.00 FAIL", keyAdded: "≤ 100.0 ok", keyRemoved: "≤ 100.0 ok", keySynced: ""},
+		{keyFirstSync: "", keyAdded: "≤ 15.0 FAIL", keyRemoved: "≤ 15.0 FAIL"},
+	} {
+		for _, row := range rows() {
+			if w, ok := want[row.key]; ok && groups[i].verdicts(row) != w {
+				t.Errorf("%s at %s: got %q, want %q", row.key, groups[i].Size, groups[i].verdicts(row), w)
+			}
+		}
+	}
+}
+
 // TestTargetsHaveRows: a target without a row would never be judged.
 func TestTargetsHaveRows(t *testing.T) {
 	keys := map[string]int{}

@@ -24,7 +24,12 @@ type Results struct {
 	KubeProxy string `json:"kubeProxy"`
 	Settings  `json:"settings"`
 	Runs      []Run `json:"runs"`
+	// IPVSMachine is what the runs of variant IPVS ran on, if that was another one.
+	IPVSMachine *Machine `json:"ipvsMachine,omitempty"`
 }
+
+// IPVS is the variant of runs in IPVS mode.
+const IPVS = "ipvs"
 
 // Machine is what it ran on.
 type Machine struct {
@@ -58,7 +63,7 @@ type Size struct {
 // String returns "1000x10".
 func (s Size) String() string { return fmt.Sprintf("%dx%d", s.Services, s.Endpoints) }
 
-// Run is one subject with one variant of iptables at one size. What was not
+// Run is one subject with one variant of iptables, or IPVS, at one size. What was not
 // measured is nil.
 type Run struct {
 	Subject string `json:"subject"`

@@ -14,6 +14,7 @@ type Group struct {
 	Variant string
 	Size
 	Runs []*Run
+	all  *Results
 }
 
 // Groups returns the groups of which all was measured, smaller sizes first.
@@ -24,7 +25,7 @@ func (r *Results) Groups() []Group {
 		at := slices.IndexFunc(out, func(g Group) bool { return g.Variant == run.Variant && g.Size == run.Size })
 		if at < 0 {
 			at = len(out)
-			out = append(out, Group{Variant: run.Variant, Size: run.Size})
+			out = append(out, Group{Variant: run.Variant, Size: run.Size, all: r})
 		}
 		out[at].Runs = append(out[at].Runs, run)
 	}
@@ -36,9 +37,9 @@ func (r *Results) Groups() []Group {
 }
 
 // complete tells a table from points of the plot: something has more than a
-// first sync and one change, or is shown for its memory.
+// first sync and one change, or is shown for its memory. Of IPVS there is no plot.
 func (g Group) complete() bool {
-	return slices.ContainsFunc(g.Runs, func(r *Run) bool {
+	return g.Variant == IPVS || slices.ContainsFunc(g.Runs, func(r *Run) bool {
 		return r.Connect != nil || r.FirstSync != nil && r.AddedMS == nil
 	})
 }
@@ -167,6 +168,14 @@ func costRows() []row {
 	restart := func(get func(*Restart) float64) func(*Run) float64 {
 		return func(r *Run) float64 { return of(r.Restart, get) }
 	}
+	rules := func(get func(*Restart) float64) func(*Run) float64 {
+		return func(r *Run) float64 {
+			if r.Variant == IPVS { // where rules are few, and not what matters
+				return math.NaN()
+			}
+			return of(r.Restart, get)
+		}
+	}
 	return []row{
 		{key: keySynced, name: "memory after first sync, MiB", format: "%.0f", value: memory(func(m *Memory) float64 { return m.SyncedMiB })},
 		{key: keyChanged, name: "memory after the changes, MiB", format: "%.0f", value: func(r *Run) float64 {
@@ -177,8 +186,8 @@ func costRows() []row {
 			return of(r.Churn, func(c *Churn) float64 { return c.CPUS })
 		}},
 		{key: keyReady, name: "restart: ready, s", format: "%.2f", value: restart(func(r *Restart) float64 { return r.ReadyS })},
-		{key: keyWritten, name: "· rules written", format: "%.0f", value: restart(func(r *Restart) float64 { return float64(r.RulesWritten) })},
-		{name: "· bare iptables-save, s", format: "%.2f", value: restart(func(r *Restart) float64 { return r.SaveS })},
+		{key: keyWritten, name: "· rules written", format: "%.0f", value: rules(func(r *Restart) float64 { return float64(r.RulesWritten) })},
+		{name: "· bare iptables-save, s", format: "%.2f", value: rules(func(r *Restart) float64 { return r.SaveS })},
 	}
 }
 

@@ -5,6 +5,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -12,7 +13,7 @@ import (
 type target struct {
 	size    Size
 	subject string
-	variant string // empty is each
+	variant string // empty is each of iptables
 	key     string // of the row
 	// limit is NaN where there is nothing to compare with.
 	limit func(Group, *Run) float64
@@ -23,6 +24,8 @@ var (
 	small = Size{Services: 1000, Endpoints: 10}
 	large = Size{Services: 10000, Endpoints: 10}
 	wide  = Size{Services: 5000, Endpoints: 100}
+	// one change in IPVS mode must cost about the same at these two.
+	few, many = Size{Services: 100, Endpoints: 10}, Size{Services: 5000, Endpoints: 10}
 )
 
 const compact = "fairlead-compact"
@@ -44,8 +47,8 @@ func targets() []target {
 		}},
 		{large, Product, "", keySynced, constant(150)},
 		{large, Product, "", keyChanged, constant(150)},
-		{large, Product, "nft", keyCPU, referenceTimes(1)},
-		{large, Product, "legacy", keyCPU, referenceTimes(0.5)},
+		{large, Product, "nft", keyCPU, ofReference(1, keyCPU)},
+		{large, Product, "legacy", keyCPU, ofReference(0.5, keyCPU)},
 		{large, Product, "", keyReady, func(_ Group, r *Run) float64 {
 			return of(r.Restart, func(s *Restart) float64 { return 1.8*s.SaveS + 1 })
 		}},
@@ -55,6 +58,15 @@ func targets() []target {
 		{large, compact, "", keyAdded, floorPlus(15)},
 
 		{wide, Product, "", keySynced, constant(500)},
+
+		{small, Product, IPVS, keyFirstSync, ofReference(0.2, keyFirstSync)},
+		{small, Product, IPVS, keyAdded, ofReference(0.2, keyAdded)},
+		{small, Product, IPVS, keyRemoved, ofReference(0.2, keyRemoved)},
+		{small, Product, IPVS, keySynced, ofReference(1, keySynced)},
+		{small, Product, IPVS, keyChanged, ofReference(1, keyChanged)},
+		{small, Product, IPVS, keyReady, ofReference(1, keyReady)},
+		{many, Product, IPVS, keyAdded, ofSize(few, 1.5, keyAdded)},
+		{many, Product, IPVS, keyRemoved, ofSize(few, 1.5, keyRemoved)},
 	}
 }
 
@@ -89,18 +101,25 @@ func floorPlus(ms float64) func(Group, *Run) float64 {
 	}
 }
 
-// referenceTimes is a multiple of the reference's CPU time.
-func referenceTimes(n float64) func(Group, *Run) float64 {
-	return func(g Group, _ *Run) float64 {
-		return of(g.find(Reference), func(r *Run) float64 {
-			return of(r.Churn, func(c *Churn) float64 { return n * c.CPUS })
-		})
-	}
+// ofReference is a multiple of the reference's figure in a row.
+func ofReference(n float64, key string) func(Group, *Run) float64 {
+	return func(g Group, _ *Run) float64 { return n * of(g.find(Reference), figure(key)) }
+}
+
+// ofSize is a multiple of the subject's figure in a row, at another size.
+func ofSize(s Size, n float64, key string) func(Group, *Run) float64 {
+	return func(g Group, r *Run) float64 { return n * of(g.all.Find(r.Subject, r.Variant, s), figure(key)) }
+}
+
+// figure returns what the row with a key shows of a run.
+func figure(key string) func(*Run) float64 {
+	at := slices.IndexFunc(rows(), func(r row) bool { return r.key == key })
+	return rows()[at].value
 }
 
 // applies tells whether a target is for a run.
 func (t target) applies(r *Run) bool {
-	return t.size == r.Size && t.subject == r.Subject && (t.variant == "" || t.variant == r.Variant)
+	return t.size == r.Size && t.subject == r.Subject && (t.variant == r.Variant || t.variant == "" && r.Variant != IPVS)
 }
 
 // verdict is what becomes of a target: "≤ 12.00 ok". Empty is for one that

@@ -61,6 +61,18 @@ func All(fairlead, kubeProxy string) []Subject {
 	}
 }
 
+// IPVS returns the subjects that have an IPVS mode, in that.
+func IPVS(fairlead, kubeProxy string) []Subject {
+	mode := []string{"--proxy-mode=ipvs"}
+	return []Subject{
+		{Name: "fairlead", Binary: fairlead, common: fairleadFlags, Flags: mode},
+		{
+			Name: "kube-proxy", Binary: kubeProxy, common: kubeProxyFlags, Flags: mode,
+			eager: []string{"--ipvs-min-sync-period=50ms"},
+		},
+	}
+}
+
 // Missing tells what keeps a subject from being measured: its program, or a
 // flag that this build of it does not have.
 func (s Subject) Missing(ctx context.Context) error {

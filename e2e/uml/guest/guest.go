@@ -19,6 +19,13 @@ import (
 // openFiles is how many files a process may have open.
 const openFiles = 1 << 16
 
+// Modules are those that nothing loads by itself: what the kernels of distributions
+// have from the start, or an administrator loads for a node.
+func Modules() []string { return []string{"ipv6", "br_netfilter", "ip_vs"} }
+
+// Is reports whether this is the first process of a guest, which has to call Main.
+func Is() bool { return os.Getpid() == 1 && os.Getenv(JobEnv) != "" }
+
 // Main is the first process of the guest. It does not return: the machine is
 // switched off at its end, as the kernel panics without a first process.
 func Main() {
