@@ -10,6 +10,7 @@ import (
 
 	"fairlead/e2e/bench/probe"
 	"fairlead/e2e/bench/report"
+	"fairlead/e2e/bench/subject"
 	"fairlead/e2e/load/workload"
 )
 
@@ -109,9 +110,20 @@ func (b *bench) change(ctx context.Context, a awaited) (time.Duration, error) {
 // changes measures changes one by one.
 func (b *bench) changes(ctx context.Context) error {
 	b.Log("changes one by one")
-	var err error
-	if b.run.AddedMS, b.run.RemovedMS, err = b.cycle(ctx, edge(), b.Samples); err != nil || b.Extent < All {
+	before, err := b.proc.Metrics(ctx)
+	if err != nil {
 		return err
+	}
+	if b.run.AddedMS, b.run.RemovedMS, err = b.cycle(ctx, edge(), b.Samples); err != nil {
+		return err
+	}
+	after, err := b.proc.Metrics(ctx)
+	if err != nil {
+		return err
+	}
+	b.run.ChangeSyncMS = subject.MeanSync(before, after).Seconds() * 1000
+	if b.Extent < All {
+		return nil
 	}
 	// Of these a few are enough: the kernel does the same as before.
 	_, b.run.LeftMS, err = b.cycle(ctx, pair(), (b.Samples+5)/6)

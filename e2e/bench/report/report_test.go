@@ -194,7 +194,8 @@ func TestTargets(t *testing.T) {
 func TestIPVSTargets(t *testing.T) {
 	at := func(subject string, size Size, first, added float64) Run {
 		return Run{Subject: subject, Variant: IPVS, Size: size, FirstSync: &FirstSync{S: first, SyncS: first},
-			AddedMS: &Dist{N: 3, P50: added, P90: added, P99: added}, RemovedMS: &Dist{N: 3, P50: added, P90: added, P99: added}}
+			ChangeSyncMS: added / 10,
+			AddedMS:      &Dist{N: 3, P50: added, P90: added, P99: added}, RemovedMS: &Dist{N: 3, P50: added, P90: added, P99: added}}
 	}
 	r := &Results{Runs: []Run{
 		at(Product, few, 1, 10), at(Product, small, 12.1, 100), at(Reference, small, 60, 500), at(Product, many, 50, 15.1),
@@ -206,7 +207,7 @@ func TestIPVSTargets(t *testing.T) {
 	for i, want := range []map[string]string{
 		{keyFirstSync: "", keyAdded: ""},
 		{keyFirstSync: "≤ 12.00 FAIL", keyAdded: "≤ 100.0 ok", keyRemoved: "≤ 100.0 ok", keySynced: ""},
-		{keyFirstSync: "", keyAdded: "≤ 15.0 FAIL", keyRemoved: "≤ 15.0 FAIL"},
+		{keyFirstSync: "", keyAdded: "≤ 15.0 FAIL", keyRemoved: "", keyChange: "≤ 1.50 FAIL"},
 	} {
 		for _, row := range rows() {
 			if w, ok := want[row.key]; ok && groups[i].verdicts(row) != w {

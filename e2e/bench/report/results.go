@@ -77,13 +77,16 @@ type Run struct {
 	// connect that works; RemovedMS from the write that takes it away to the
 	// first that is refused; LeftMS from the write that takes away one of two
 	// to the last connect that it got.
-	AddedMS   *Dist    `json:"addedMS,omitempty"`
-	RemovedMS *Dist    `json:"removedMS,omitempty"`
-	LeftMS    *Dist    `json:"leftMS,omitempty"`
-	Connect   *Connect `json:"connect,omitempty"`
-	Memory    *Memory  `json:"memory,omitempty"`
-	Churn     *Churn   `json:"churn,omitempty"`
-	Restart   *Restart `json:"restart,omitempty"`
+	AddedMS   *Dist `json:"addedMS,omitempty"`
+	RemovedMS *Dist `json:"removedMS,omitempty"`
+	LeftMS    *Dist `json:"leftMS,omitempty"`
+	// ChangeSyncMS is how long syncs took, by the process's own account, while endpoints
+	// were added and removed one by one: their mean.
+	ChangeSyncMS float64  `json:"changeSyncMS,omitempty"`
+	Connect      *Connect `json:"connect,omitempty"`
+	Memory       *Memory  `json:"memory,omitempty"`
+	Churn        *Churn   `json:"churn,omitempty"`
+	Restart      *Restart `json:"restart,omitempty"`
 	// Floor is for subjects that have one.
 	Floor *Floor `json:"floor,omitempty"`
 }

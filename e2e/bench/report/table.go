@@ -93,6 +93,7 @@ const (
 	keyFirstSync = "firstSync"
 	keyAdded     = "added"
 	keyRemoved   = "removed"
+	keyChange    = "change"
 	keyLast      = "last"
 	keySynced    = "synced"
 	keyChanged   = "changed"
@@ -124,6 +125,13 @@ func rows() []row {
 				floor: func(f *Floor) float64 { return c.floor(f).at(percentile) }})
 		}
 	}
+	out = append(out, row{key: keyChange, name: "· sync of one such change, ms, mean", format: "%.2f",
+		value: func(r *Run) float64 {
+			if r.ChangeSyncMS == 0 {
+				return math.NaN()
+			}
+			return r.ChangeSyncMS
+		}})
 	out = append(out, row{name: "one of two removed → left, ms, p50", format: "%.1f",
 		value: func(r *Run) float64 { return r.LeftMS.at(50) }})
 	return append(append(out, connectRows()...), costRows()...)

@@ -66,7 +66,7 @@ func targets() []target {
 		{small, Product, IPVS, keyChanged, ofReference(1, keyChanged)},
 		{small, Product, IPVS, keyReady, ofReference(1, keyReady)},
 		{many, Product, IPVS, keyAdded, ofSize(few, 1.5, keyAdded)},
-		{many, Product, IPVS, keyRemoved, ofSize(few, 1.5, keyRemoved)},
+		{many, Product, IPVS, keyChange, ofSize(few, 1.5, keyChange)},
 	}
 }
 

@@ -73,6 +73,18 @@ plain 7
 	}
 }
 
+func TestMeanSync(t *testing.T) {
+	at := func(sum, count float64) Metrics {
+		return Metrics{SyncSeconds + `{ip_family="IPv4"}`: sum, syncs + `{ip_family="IPv4"}`: count, SyncSeconds + `{ip_family="IPv6"}`: 9 * sum}
+	}
+	if got := MeanSync(at(1, 2), at(1.5, 6)); got != 125*time.Millisecond {
+		t.Errorf("got %s, want 125ms", got)
+	}
+	if got := MeanSync(at(1, 2), at(1, 2)); got != 0 {
+		t.Errorf("without a sync got %s", got)
+	}
+}
+
 func TestMissing(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "proxy")
 	if err := os.WriteFile(program, []byte("#!/bin/sh\necho '  --iptables-compact-not-yet  --proxy-mode string'\n"), 0o700); err != nil {

@@ -103,6 +103,18 @@ func (p *Process) WaitSynced(ctx context.Context) (time.Time, Metrics, error) {
 	}
 }
 
+// MeanSync is how long a sync for IPv4 took on average between two times at which the
+// process was asked; 0 if there was none.
+func MeanSync(before, after Metrics) time.Duration {
+	const family = `ip_family="IPv4"`
+	n := after.Sum(syncs, family) - before.Sum(syncs, family)
+	if n == 0 {
+		return 0
+	}
+	took := after.Sum(SyncSeconds, family) - before.Sum(SyncSeconds, family)
+	return time.Duration(took / n * float64(time.Second))
+}
+
 // Memory is how much of a process is in memory, in bytes: now, and at most so
 // far.
 type Memory struct{ Resident, Peak int64 }
