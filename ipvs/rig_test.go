@@ -48,16 +48,21 @@ type agent struct {
 
 func (h *host) agent(t *testing.T, cfg Config) *agent {
 	t.Helper()
+	return &agent{t: t, host: h, where: here(cfg.Family), Mode: h.mode(cfg)}
+}
+
+// mode returns a mode.
+func (h *host) mode(cfg Config) *Mode {
 	engine := ruleset.NewEngine(ruleset.Config{
 		Exec: &h.rules, Variant: ruleset.NFT,
 		Commands:      ruleset.Commands{Restore: "iptables-restore", Save: "iptables-save"},
 		Contributions: []ruleset.Contribution{nat.Contribution(), Contribution(cfg)},
 	})
 	engine.Stage(nat.IPVSChains(cfg.MasqueradeBit, nat.LoopBack(cfg.ipv6())))
-	return &agent{t: t, host: h, where: here(cfg.Family), Mode: New(cfg, Kernel{
+	return New(cfg, Kernel{
 		Servers: &h.servers, Device: &h.device, Rules: engine, Now: func() time.Time { return h.now },
 		Set: func(name string, typ ipset.Type) Set { return h.sets.Set(name, typ, cfg.ipv6()) },
-	})}
+	})
 }
 
 // here is a node with two addresses.
