@@ -129,12 +129,13 @@ func (b *bench) firstSync(ctx context.Context, o subject.Options) error {
 	defer stop()
 	took, err := awaitAll(limited, b.node.client(), b.plan(), b.proc.Started)
 	var m subject.Metrics
+	var done time.Time
 	if err == nil {
-		_, m, err = b.proc.WaitSynced(limited)
+		done, m, err = b.proc.WaitSynced(limited)
 	}
 	switch {
 	case err == nil:
-		b.run.FirstSync = &report.FirstSync{S: took.Seconds(), SyncS: m.Sum(subject.SyncSeconds, `ip_family="IPv4"`)}
+		b.run.FirstSync = &report.FirstSync{S: took.Seconds(), SyncS: m.Sum(subject.SyncSeconds, `ip_family="IPv4"`), DoneS: done.Sub(b.proc.Started).Seconds()}
 		return nil
 	case running.Err() != nil:
 		return context.Cause(running)

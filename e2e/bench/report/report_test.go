@@ -193,7 +193,7 @@ func TestTargets(t *testing.T) {
 // and by what one change costs at a small size.
 func TestIPVSTargets(t *testing.T) {
 	at := func(subject string, size Size, first, added float64) Run {
-		return Run{Subject: subject, Variant: IPVS, Size: size, FirstSync: &FirstSync{S: first, SyncS: first},
+		return Run{Subject: subject, Variant: IPVS, Size: size, FirstSync: &FirstSync{S: 1, SyncS: 1, DoneS: first},
 			ChangeSyncMS: added / 10,
 			AddedMS:      &Dist{N: 3, P50: added, P90: added, P99: added}, RemovedMS: &Dist{N: 3, P50: added, P90: added, P99: added}}
 	}
@@ -205,9 +205,9 @@ func TestIPVSTargets(t *testing.T) {
 		t.Fatalf("got %d tables and plot %q, want tables of three sizes and no plot", len(groups), r.Plot())
 	}
 	for i, want := range []map[string]string{
-		{keyFirstSync: "", keyAdded: ""},
-		{keyFirstSync: "≤ 12.00 FAIL", keyAdded: "≤ 100.0 ok", keyRemoved: "≤ 100.0 ok", keySynced: ""},
-		{keyFirstSync: "", keyAdded: "≤ 15.0 FAIL", keyRemoved: "", keyChange: "≤ 1.50 FAIL"},
+		{keyDone: "", keyAdded: ""},
+		{keyFirstSync: "", keyDone: "≤ 12.00 FAIL", keyAdded: "≤ 100.0 ok", keyRemoved: "≤ 100.0 ok", keySynced: ""},
+		{keyDone: "", keyAdded: "≤ 15.0 FAIL", keyRemoved: "", keyChange: "≤ 1.50 FAIL"},
 	} {
 		for _, row := range rows() {
 			if w, ok := want[row.key]; ok && groups[i].verdicts(row) != w {

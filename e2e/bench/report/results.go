@@ -98,6 +98,8 @@ type FirstSync struct {
 	S float64 `json:"s"`
 	// SyncS is how much of that the process says was spent in syncs.
 	SyncS float64 `json:"syncS"`
+	// DoneS is from the start of the process until it says that it has synced.
+	DoneS float64 `json:"doneS,omitempty"`
 }
 
 // Connect has how long connect(2) takes. First, Middle and Last are Services by

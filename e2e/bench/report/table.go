@@ -91,6 +91,7 @@ func of[P any](part *P, get func(*P) float64) float64 {
 // Keys of the rows that have targets.
 const (
 	keyFirstSync = "firstSync"
+	keyDone      = "done"
 	keyAdded     = "added"
 	keyRemoved   = "removed"
 	keyChange    = "change"
@@ -108,6 +109,13 @@ func rows() []row {
 		{key: keyFirstSync, name: "first sync, s", format: "%.2f", cutOff: true,
 			value: func(r *Run) float64 { return of(r.FirstSync, func(f *FirstSync) float64 { return f.S }) },
 			floor: func(f *Floor) float64 { return f.FirstSyncS }},
+		{key: keyDone, name: "· until it says so itself", format: "%.2f",
+			value: func(r *Run) float64 {
+				if r.FirstSync == nil || r.FirstSync.DoneS == 0 {
+					return math.NaN()
+				}
+				return r.FirstSync.DoneS
+			}},
 		{name: "· of it in the sync itself", format: "%.2f",
 			value: func(r *Run) float64 { return of(r.FirstSync, func(f *FirstSync) float64 { return f.SyncS }) }},
 	}
