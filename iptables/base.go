@@ -12,13 +12,8 @@ import (
 // Contribution declares the chains and the jumps of this mode. The jumps'
 // order, matches and comments are kube-proxy's.
 func Contribution(cfg RenderConfig) ruleset.Contribution {
-	const newOnly = "-m conntrack --ctstate NEW "
-	jump := func(t ruleset.Table, from, match, comment, to string) ruleset.Jump {
-		return ruleset.Jump{
-			ChainKey: ruleset.ChainKey{Table: t, Name: from},
-			Rule:     ruleset.Rule(match + idiom.Commented(comment) + "-j " + to),
-		}
-	}
+	const newOnly = idiom.NewOnly
+	jump := idiom.Jump
 	const (
 		firewall = "kubernetes load balancer firewall"
 		portals  = "kubernetes service portals"

@@ -40,13 +40,8 @@ func portalKinds() []idiom.Portal {
 
 // Contribution declares the chains and the jumps of this mode.
 func Contribution(cfg Config) ruleset.Contribution {
-	const newOnly = "-m conntrack --ctstate NEW "
-	jump := func(t ruleset.Table, from, match, comment, to string) ruleset.Jump {
-		return ruleset.Jump{
-			ChainKey: ruleset.ChainKey{Table: t, Name: from},
-			Rule:     ruleset.Rule(match + idiom.Commented(comment) + "-j " + to),
-		}
-	}
+	const newOnly = idiom.NewOnly
+	jump := idiom.Jump
 	const (
 		firewall = "kubernetes load balancer firewall"
 		portals  = "kubernetes service portals"

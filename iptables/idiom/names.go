@@ -61,15 +61,24 @@ func Owned() []ruleset.ChainKey {
 	return keys
 }
 
+// NewOnly matches the first packet of a connection.
+const NewOnly = "-m conntrack --ctstate NEW "
+
+// Jump returns a jump from a built-in chain to one of a mode's, told by its comment.
+func Jump(t ruleset.Table, from, match, comment, to string) ruleset.Jump {
+	return ruleset.Jump{
+		ChainKey: ruleset.ChainKey{Table: t, Name: from},
+		Rule:     ruleset.Rule(match + Commented(comment) + "-j " + to),
+	}
+}
+
 // Former lists the jumps to chains of Owned that modes make, or have made.
 func Former() []ruleset.Jump {
-	const newOnly = "-m conntrack --ctstate NEW "
+	const newOnly = NewOnly
 	var out []ruleset.Jump
 	jump := func(t ruleset.Table, match, comment, to string, from ...string) {
 		for _, f := range from {
-			out = append(out, ruleset.Jump{
-				ChainKey: ruleset.ChainKey{Table: t, Name: f}, Rule: ruleset.Rule(match + Commented(comment) + "-j " + to),
-			})
+			out = append(out, Jump(t, f, match, comment, to))
 		}
 	}
 	// Those of iptables mode.

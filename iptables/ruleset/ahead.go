@@ -76,18 +76,9 @@ func (r keeper) rule(k ChainKey, text []byte) {
 	}
 }
 
-// ReadAhead starts to read the kernel's rules, which the first Apply waits for
-// otherwise: 3 s at 10,000 Services, in which the objects can be listed. It is to
-// be called before the first Apply, and after Watch. The reading ends with ctx.
-func (e *Engine) ReadAhead(ctx context.Context) {
-	if e.watcher != nil {
-		e.watcher.Take() // what comes from here on is seen or told
-	}
-	e.Use(Read(ctx, e.exec, e.cmds, nil))
-}
-
-// Use has the first Apply take what r has read. If the engine has a Watcher, Take has
-// been called just before r was started.
+// Use has the first Apply take what r has read, for which it waits otherwise: 3 s at
+// 10,000 Services, in which the objects can be listed. If the engine has a Watcher, Take
+// has been called just before r was started.
 func (e *Engine) Use(r *Reading) { e.ahead = r }
 
 // takeAhead returns what was read ahead, nil where that is of no use.
