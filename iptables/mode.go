@@ -93,9 +93,10 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 	return out, err
 }
 
-// stage renders what changed into the chains to hand to the engine.
+// stage renders what changed into the chains to hand to the engine. Of those of many
+// ports it has handed over some already.
 func (m *Mode) stage(ctx context.Context, d proxier.Desired) map[ruleset.ChainKey]*ruleset.Chain {
-	staged := make(map[ruleset.ChainKey]*ruleset.Chain, chainsOf(d))
+	staged := map[ruleset.ChainKey]*ruleset.Chain{}
 	roots := map[ruleset.ChainKey]bool{} // to put together again
 	if !m.started {
 		maps.Copy(staged, m.render.fixedChains())
@@ -136,17 +137,6 @@ func (m *Mode) fillLoops(changed map[model.ServicePortName]bool, s *model.Snapsh
 		}
 	}
 	_ = m.loops.add(slices.Collect(maps.Keys(lacks)))
-}
-
-// chainsOf returns about how many chains the ports that have changed have.
-func chainsOf(d proxier.Desired) int {
-	n := 0
-	for _, name := range d.Changed {
-		if p := d.Snapshot.Get(name); p != nil {
-			n += 1 + len(p.Endpoints)
-		}
-	}
-	return n
 }
 
 // checkSets reads what sets there are, where that is not known or is to be

@@ -42,6 +42,10 @@ func (m *Mode) stagePorts(ctx context.Context, changed map[model.ServicePortName
 		for i := range work {
 			m.stagePort(&work[i], staged)
 		}
+		if len(work) == atATime { // of all Services, the engine's list is enough
+			m.engine.Stage(staged)
+			clear(staged)
+		}
 		work = work[:0]
 	}
 	for name, is := range changed {

@@ -27,7 +27,8 @@ import (
 
 // run is the agent: it wires the parts and runs them until ctx is done.
 func run(ctx context.Context, cfg *config) error {
-	setGCPercent(firstGCPercent)
+	small := &footprint{}
+	small.adjust()
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
@@ -74,7 +75,6 @@ func run(ctx context.Context, cfg *config) error {
 	g.Go(func() error { return src.Run(ctx, tracker) })
 	warner, _ := src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
 	flowMetrics := conntrack.NewMetrics(reg, node.families)
-	small := &footprint{}
 	for _, f := range node.families {
 		checks := newHealthChecks(f, state, warner)
 		g.Go(func() error { return checks.ports.Run(ctx) })

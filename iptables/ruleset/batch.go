@@ -3,8 +3,10 @@
 package ruleset
 
 import (
+	"iter"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // limits bound one transaction, in lines (section.cost).
@@ -41,23 +43,30 @@ func limitsOf(v Variant) limits {
 // them, and dropped after nothing does.
 func (p *plan) transactions(k *kernel, l limits) []transaction {
 	pre, post := p.filterSections(k)
-	whole := transaction{pre}
-	for _, t := range p.otherTables() {
-		whole = append(whole, p.tableSection(t))
-	}
-	whole = append(whole, post)
-	cost := 0
-	for i := range whole {
-		cost += whole[i].cost()
-	}
-	if l.build == 0 || cost <= l.build || cost <= l.live && p.fresh(k) <= l.build {
-		return []transaction{whole}
+	if cost := p.cost(); l.build == 0 || cost <= l.build || cost <= l.live && p.fresh(k) <= l.build {
+		whole := transaction{pre}
+		for _, t := range p.otherTables() {
+			whole = append(whole, p.tableSection(t))
+		}
+		return []transaction{append(whole, post)}
 	}
 	out := []transaction{{pre}}
 	for _, t := range p.otherTables() {
 		out = append(out, p.splitTable(t, k, l)...)
 	}
 	return append(out, transaction{post})
+}
+
+// cost estimates the work of committing the plan: a line each.
+func (p *plan) cost() int {
+	n := len(p.insert) + len(p.remove) + 2*len(p.drop)
+	for _, c := range p.write {
+		n += 1 + len(c.Rules)
+	}
+	for _, tr := range p.trim {
+		n += len(tr.gone)
+	}
+	return n
 }
 
 // fresh returns how many lines the plan writes into chains that do not exist.
@@ -100,12 +109,31 @@ func (p *plan) otherTables() []Table {
 
 // tableSection puts all that the plan does to a table into one section.
 func (p *plan) tableSection(t Table) section {
-	s := section{table: t}
+	s := p.tableBut(t)
+	s.write = p.writes(t, func(ChainKey, *Chain) bool { return true })
+	return s
+}
+
+// writes returns the chains of a table to write that are chosen.
+func (p *plan) writes(t Table, chosen func(ChainKey, *Chain) bool) []chainWrite {
+	n := 0
 	for k, c := range p.write {
-		if k.Table == t {
-			s.write = append(s.write, chainWrite{k.Name, c})
+		if k.Table == t && chosen(k, c) {
+			n++
 		}
 	}
+	out := make([]chainWrite, 0, n) // of all Services, too long a list to grow step by step
+	for k, c := range p.write {
+		if k.Table == t && chosen(k, c) {
+			out = append(out, chainWrite{k.Name, c})
+		}
+	}
+	return out
+}
+
+// tableBut is tableSection but for the chains to write.
+func (p *plan) tableBut(t Table) section {
+	s := section{table: t}
 	for k, tr := range p.trim {
 		if k.Table == t {
 			s.trim = append(s.trim, chainTrim{k.Name, tr.gone, tr.left})
@@ -163,14 +191,11 @@ func (p *plan) filterSections(k *kernel) (pre, post section) {
 
 // splitTable splits the changes of a table into bounded transactions.
 func (p *plan) splitTable(t Table, k *kernel, l limits) []transaction {
-	all := p.tableSection(t)
+	all := p.tableBut(t)
 	shared := section{table: t, create: all.create, insert: all.insert, remove: all.remove, trim: all.trim}
 	declare := section{table: t}
-	for _, w := range all.write {
+	for _, w := range p.writes(t, func(_ ChainKey, c *Chain) bool { return c.Unit == "" }) {
 		key := ChainKey{t, w.name}
-		if p.write[key].Unit != "" {
-			continue
-		}
 		if p.foundation(key, k) {
 			declare.write = append(declare.write, w)
 			continue
@@ -200,43 +225,61 @@ func (p *plan) foundation(key ChainKey, k *kernel) bool {
 	return containsAll(setOf(p.write[key].Rules), had) && !slices.ContainsFunc(p.write[key].Rules, leads)
 }
 
-// units returns the plan's writes in a table by unit: those of units of which
-// the kernel has nothing yet, and the others.
-func (p *plan) units(t Table, k *kernel) (build, live [][]chainWrite) {
-	byUnit := map[string][]chainWrite{}
+// units returns the chains of units that the plan writes in a table, unit by unit:
+// those of units of which the kernel has nothing yet, and the others.
+func (p *plan) units(t Table, k *kernel) (build, live []chainWrite) {
 	known := map[string]bool{}
-	for key, c := range p.write {
-		if key.Table != t || c.Unit == "" {
-			continue
-		}
-		byUnit[c.Unit] = append(byUnit[c.Unit], chainWrite{key.Name, c})
-		if _, exists := k.chains[key]; exists {
+	all := p.writes(t, func(key ChainKey, c *Chain) bool {
+		if c.Unit != "" && k.chains[key] != nil {
 			known[c.Unit] = true
 		}
+		return c.Unit != ""
+	})
+	slices.SortFunc(all, func(x, y chainWrite) int { return strings.Compare(x.chain.Unit, y.chain.Unit) })
+	if len(known) == 0 {
+		return all, nil
 	}
-	for _, unit := range slices.Sorted(maps.Keys(byUnit)) {
-		if known[unit] {
-			live = append(live, byUnit[unit])
+	for _, w := range all {
+		if known[w.chain.Unit] {
+			live = append(live, w)
 		} else {
-			build = append(build, byUnit[unit])
+			build = append(build, w)
 		}
 	}
 	return build, live
 }
 
-// pack fills transactions with whole units.
-func pack(t Table, units [][]chainWrite, limit int) []transaction {
-	var out []transaction
-	cur := section{table: t}
-	for _, u := range units {
-		unit := section{write: u}
-		if !cur.empty() && cur.cost()+unit.cost() > limit {
-			out = append(out, transaction{cur})
-			cur = section{table: t}
+// eachUnit yields where in chains that go unit by unit each unit begins and ends.
+func eachUnit(write []chainWrite) iter.Seq2[int, int] {
+	return func(yield func(int, int) bool) {
+		for from, to := 0, 0; from < len(write); from = to {
+			for to = from + 1; to < len(write) && write[to].chain.Unit == write[from].chain.Unit; {
+				to++
+			}
+			if !yield(from, to) {
+				return
+			}
 		}
-		cur.write = append(cur.write, u...)
 	}
-	return append(out, transaction{cur})
+}
+
+// pack splits chains that go unit by unit into transactions of whole units.
+func pack(t Table, write []chainWrite, limit int) []transaction {
+	var out []transaction
+	begin, cost := 0, 0
+	flush := func(end int) {
+		out = append(out, transaction{{table: t, write: write[begin:end:end]}})
+		begin, cost = end, 0
+	}
+	for from, to := range eachUnit(write) {
+		unit := section{write: write[from:to]}
+		if cost > 0 && cost+unit.cost() > limit {
+			flush(from)
+		}
+		cost += unit.cost()
+	}
+	flush(len(write))
+	return out
 }
 
 func packDrops(t Table, drop []string, limit int) []transaction {

@@ -15,10 +15,10 @@ import (
 // render everything, 0.3 s of 10,000 Services, a quarter of its input.
 type early struct {
 	*restore
-	// part collects chains for parts, and fed has all of them.
+	// part collects chains for parts, and fed is how many there have been.
 	part  []chainWrite
 	parts chan []chainWrite
-	fed   map[string]*Chain
+	fed   int
 	// rest is what comes after the parts.
 	rest chan transaction
 }
@@ -38,7 +38,7 @@ func (e *Engine) Early(ctx context.Context) {
 			shared = append(shared, chainWrite{k.Name, &Chain{}})
 		}
 	}
-	e.early = &early{parts: make(chan []chainWrite, 64), fed: map[string]*Chain{}, rest: make(chan transaction, 1)}
+	e.early = &early{parts: make(chan []chainWrite, 64), rest: make(chan transaction, 1)}
 	e.early.restore = e.start(ctx, e.early.stream(shared))
 }
 
@@ -54,8 +54,9 @@ func (e *Engine) Feed(names []string, chains []Chain) {
 func (x *early) add(names []string, chains []Chain) {
 	for i, name := range names {
 		x.part = append(x.part, chainWrite{name, &chains[i]})
-		x.fed[name] = &chains[i]
+		chains[i].fed = true
 	}
+	x.fed += len(names)
 	if len(x.part) >= declareAtOnce {
 		x.flush()
 	}
@@ -71,11 +72,11 @@ func (x *early) complete(t transaction) (ok bool) {
 	rest, found := slices.Clone(t), 0
 	for i := range rest {
 		if s := &rest[i]; s.table == NAT {
-			s.write = slices.DeleteFunc(slices.Clone(s.write), func(w chainWrite) bool { return x.fed[w.name] == w.chain })
-			found += len(t[i].write) - len(s.write)
+			n := fedLast(s.write)
+			s.write, found = s.write[:n:n], found+len(s.write)-n
 		}
 	}
-	if found != len(x.fed) {
+	if found != x.fed {
 		return false
 	}
 	x.flush()
@@ -83,6 +84,19 @@ func (x *early) complete(t transaction) (ok bool) {
 	x.t = t
 	x.rest <- rest
 	return true
+}
+
+// fedLast moves chains that have been fed behind the others, and returns how many
+// these are.
+func fedLast(write []chainWrite) int {
+	n := 0
+	for i, w := range write {
+		if !w.chain.fed {
+			write[i], write[n] = write[n], w
+			n++
+		}
+	}
+	return n
 }
 
 // abandonEarly ends what Early has begun without a commit.

@@ -5,7 +5,6 @@ package ruleset
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 
@@ -57,8 +56,9 @@ type Engine struct {
 	// after a failure.
 	loaded bool
 	// dirty are the chains that may differ from what is wanted, and unsettled
-	// those of them that may go on so for a while.
+	// those of them that may go on so for a while. With all set, any may.
 	dirty     map[ChainKey]bool
+	all       bool
 	unsettled map[ChainKey]bool
 	// stalePins is set where what pins chains may be gone.
 	stalePins bool
@@ -77,6 +77,7 @@ func NewEngine(cfg Config) *Engine {
 		desired: map[ChainKey]*Chain{},
 		rules:   map[Table]int{},
 		dirty:   map[ChainKey]bool{},
+		all:     true,
 		refused: newRefusals(),
 	}
 	for _, c := range cfg.Contributions {
@@ -101,9 +102,6 @@ func NewEngine(cfg Config) *Engine {
 func (e *Engine) Stage(chains map[ChainKey]*Chain) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(chains) > 2*len(e.desired) { // so that they need not grow step by step
-		e.desired, e.dirty = grown(e.desired, len(chains)), grown(e.dirty, len(chains))
-	}
 	for k, c := range chains {
 		if !e.owners.owns(k) {
 			panic(fmt.Sprintf("ruleset: chain %s is staged but not owned", k))
@@ -112,7 +110,9 @@ func (e *Engine) Stage(chains map[ChainKey]*Chain) {
 			e.rules[k.Table] -= len(old.Rules)
 			e.tryAgain(old.Unit)
 		}
-		e.dirty[k] = true
+		if e.loaded { // else all will be
+			e.dirty[k] = true
+		}
 		if c == nil {
 			delete(e.desired, k)
 			e.refused.keepRules(k, nil)
@@ -123,13 +123,6 @@ func (e *Engine) Stage(chains map[ChainKey]*Chain) {
 		e.tryAgain(c.Unit)
 		e.refused.keepRules(k, c.Rules)
 	}
-}
-
-// grown returns m with room for n more.
-func grown[K comparable, V any](m map[K]V, n int) map[K]V {
-	out := make(map[K]V, len(m)+n)
-	maps.Copy(out, m)
-	return out
 }
 
 // Rules returns how many rules are wanted in a table, jumps included.
@@ -264,12 +257,7 @@ func (e *Engine) load(ctx context.Context, res *Result) error {
 	}
 	e.kernel, e.loaded = r.kernel, true
 	e.refused = newRefusals()
-	for k := range e.kernel.chains {
-		e.dirty[k] = true
-	}
-	for k := range e.desired {
-		e.dirty[k] = true
-	}
+	e.all = true
 	return nil
 }
 
@@ -284,11 +272,13 @@ func (e *Engine) reader() *reader {
 // has.
 func (e *Engine) commit(ctx context.Context, p *plan, res *Result) error {
 	if !p.empty() {
-		if err := e.runAll(ctx, p.transactions(&e.kernel, e.limits), res); err != nil {
+		all := p.transactions(&e.kernel, e.limits)
+		p.write = nil // what the kernel comes to have needs the memory
+		if err := e.runAll(ctx, all, res); err != nil {
 			return err
 		}
 	}
-	e.dirty, e.unsettled = map[ChainKey]bool{}, p.unsettled
+	e.dirty, e.all, e.unsettled = map[ChainKey]bool{}, false, p.unsettled
 	for _, k := range p.deferred {
 		e.dirty[k] = true
 	}
@@ -323,6 +313,7 @@ func (e *Engine) runAll(ctx context.Context, all []transaction, res *Result) err
 			}
 			return err
 		}
+		all[i] = nil
 	}
 	return nil
 }

@@ -131,7 +131,12 @@ func (e *Engine) isolate(ctx context.Context, o Options, res *Result) error {
 	}
 	for _, t := range append([]Table{Filter}, p.otherTables()...) {
 		build, live := p.units(t, &e.kernel)
-		units := slices.Concat(build, live)
+		var units [][]chainWrite
+		for _, write := range [][]chainWrite{build, live} {
+			for from, to := range eachUnit(write) {
+				units = append(units, write[from:to])
+			}
+		}
 		err := e.bisect(ctx, len(units), res, func(lo, hi int) transaction {
 			return transaction{{table: t, write: slices.Concat(units[lo:hi]...)}}
 		}, func(i int, err error) {

@@ -3,6 +3,7 @@
 package ruleset
 
 import (
+	"iter"
 	"maps"
 	"slices"
 )
@@ -36,11 +37,30 @@ func (p *plan) empty() bool {
 	return len(p.write)+len(p.drop)+len(p.trim)+len(p.create)+len(p.insert)+len(p.remove) == 0
 }
 
-// plan compares the chains in dirty, and all jumps.
+// suspects returns the chains that may differ from what is wanted.
+func (e *Engine) suspects() iter.Seq[ChainKey] {
+	if !e.all {
+		return maps.Keys(e.dirty)
+	}
+	return func(yield func(ChainKey) bool) {
+		for k := range e.desired {
+			if !yield(k) {
+				return
+			}
+		}
+		for k := range e.kernel.chains {
+			if e.desired[k] == nil && !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// plan compares the chains that may differ, and all jumps.
 func (e *Engine) plan(o Options) *plan {
 	prune := o.Prune
-	p := &plan{write: make(map[ChainKey]*Chain, len(e.dirty)), trim: map[ChainKey]trim{}, unsettled: map[ChainKey]bool{}}
-	for k := range e.dirty {
+	p := &plan{write: map[ChainKey]*Chain{}, trim: map[ChainKey]trim{}, unsettled: map[ChainKey]bool{}}
+	for k := range e.suspects() {
 		want, ok := e.wanted(k)
 		have, exists := e.kernel.chains[k]
 		switch {

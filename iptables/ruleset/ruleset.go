@@ -172,7 +172,15 @@ type Chain struct {
 	// it is enough, for a while, that the rules that lead there are gone: what
 	// else changes are the odds.
 	Patient bool
-	Rules   []Rule
+	// fed is set where the chain has been handed to Feed.
+	fed   bool
+	Rules []Rule
+}
+
+// Equal tells whether the same is wanted of two chains. How they got to the engine
+// does not matter.
+func (c Chain) Equal(o Chain) bool {
+	return c.Unit == o.Unit && c.Patient == o.Patient && slices.Equal(c.Rules, o.Rules)
 }
 
 // same tells whether two chains have the same rules.
