@@ -4,13 +4,16 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -159,6 +162,26 @@ func (a *agent) stop() time.Duration {
 func (a *agent) kill() {
 	_ = a.cmd.Process.Kill()
 	<-a.done
+}
+
+// cpu returns the CPU time that the agent has used so far, and the commands that it
+// has waited for: fields 14 to 17 of proc_pid_stat(5), in hundredths of a second.
+func (a *agent) cpu() time.Duration {
+	a.t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.cmd.Process.Pid))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	var sum time.Duration
+	for _, f := range fields[14-3 : 17-3+1] {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		sum += time.Duration(n) * 10 * time.Millisecond
+	}
+	return sum
 }
 
 // get fetches a page from the agent over its own node's loopback.
