@@ -39,7 +39,11 @@ func (e *Engine) Early(ctx context.Context) {
 		}
 	}
 	e.early = &early{parts: make(chan []chainWrite, 64), rest: make(chan transaction, 1)}
+	if e.watcher != nil { // the command makes the kernel's tables before it reads
+		e.watcher.Begin()
+	}
 	e.early.restore = e.start(ctx, e.early.stream(shared))
+	e.early.begun = true
 }
 
 // Feed hands over chains of a unit in table nat that are going to be staged.
@@ -105,6 +109,9 @@ func (e *Engine) abandonEarly() {
 		close(x.parts)
 		close(x.rest)
 		<-x.done
+		if e.watcher != nil {
+			e.watcher.End(Committed{OK: true}) // of nothing
+		}
 		e.early = nil
 	}
 }

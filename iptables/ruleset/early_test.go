@@ -72,6 +72,9 @@ func TestEarly(t *testing.T) {
 				h.exec = execFunc(func(ctx context.Context, c ruleset.Command) error {
 					if strings.HasSuffix(c.Name, "-restore") {
 						running++
+						if tt.early && !h.auditor.running {
+							t.Error("the command starts before the watcher knows")
+						}
 					}
 					return h.kernel.Run(ctx, c)
 				})

@@ -21,8 +21,10 @@ type restore struct {
 	// gate takes nil to commit; capacity 1. A restore without one commits when
 	// its input ends.
 	gate chan error
-	pid  atomic.Int64
-	done chan error
+	// begun is set where the watcher has been told that it starts.
+	begun bool
+	pid   atomic.Int64
+	done  chan error
 }
 
 var errAbandoned = errors.New("abandoned")
@@ -60,7 +62,7 @@ func (r *restore) abandon() {
 // did, and notes what the kernel has now.
 func (e *Engine) finish(r *restore, res *Result) error {
 	done := Committed{}
-	if e.watcher != nil {
+	if e.watcher != nil && !r.begun {
 		e.watcher.Begin()
 	}
 	if r.gate != nil {
