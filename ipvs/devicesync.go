@@ -17,7 +17,7 @@ import (
 type Device interface {
 	Ensure() error
 	List() (addrs []netip.Addr, found bool, err error)
-	Add(netip.Addr) error
+	Add(...netip.Addr) error
 	Remove(netip.Addr) error
 	Destroy() error
 }
@@ -138,37 +138,52 @@ func (s *deviceSync) read(verify bool, out *proxier.Report) error {
 	return nil
 }
 
-// add puts addresses on the device.
-func (s *deviceSync) add(sy *syncing) error { return s.change(sy, true, s.kernel.Add) }
+// add puts addresses on the device, all at once.
+func (s *deviceSync) add(sy *syncing) error {
+	todo := s.differing(true)
+	if len(todo) == 0 {
+		return nil
+	}
+	if err := s.kernel.Add(todo...); err != nil {
+		s.listed = false
+		return err
+	}
+	for _, a := range todo {
+		s.have[a] = true
+		delete(s.dirty, a)
+	}
+	sy.wrote(len(todo))
+	return nil
+}
 
 // remove takes addresses off.
-func (s *deviceSync) remove(sy *syncing) error { return s.change(sy, false, s.kernel.Remove) }
+func (s *deviceSync) remove(sy *syncing) error {
+	var errs []error
+	for _, a := range s.differing(false) {
+		if err := s.kernel.Remove(a); err != nil {
+			s.listed = false
+			errs = append(errs, err)
+			continue
+		}
+		delete(s.have, a)
+		delete(s.dirty, a)
+		sy.wrote(1)
+	}
+	return errors.Join(errs...)
+}
 
-func (s *deviceSync) change(sy *syncing, on bool, do func(netip.Addr) error) error {
-	var todo []netip.Addr
+// differing returns the dirty addresses that are to be on the device or not and are
+// not as they should be, in order, and forgets those that are.
+func (s *deviceSync) differing(on bool) []netip.Addr {
+	var out []netip.Addr
 	for a := range s.dirty {
 		switch {
 		case s.have[a] == s.on[a]:
 			delete(s.dirty, a)
 		case s.on[a] == on:
-			todo = append(todo, a)
+			out = append(out, a)
 		}
 	}
-	slices.SortFunc(todo, netip.Addr.Compare)
-	var errs []error
-	for _, a := range todo {
-		if err := do(a); err != nil {
-			s.listed = false
-			errs = append(errs, err)
-			continue
-		}
-		if on {
-			s.have[a] = true
-		} else {
-			delete(s.have, a)
-		}
-		delete(s.dirty, a)
-		sy.wrote(1)
-	}
-	return errors.Join(errs...)
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
 }

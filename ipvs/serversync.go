@@ -23,7 +23,7 @@ type Servers interface {
 	Create(servers.Server) error
 	Update(servers.Server) error
 	Delete(servers.Key) error
-	AddDestination(servers.Key, servers.Destination) error
+	AddDestination(servers.Key, ...servers.Destination) error
 	UpdateDestination(servers.Key, servers.Destination) error
 	DeleteDestination(servers.Key, netip.AddrPort) error
 }
@@ -326,24 +326,34 @@ func (s *serverSync) serve(sy *syncing, key servers.Key, st *serverState) error 
 	return nil
 }
 
-// fill adds the destinations that are missing; those that drain come back.
+// fill adds the destinations that are missing, all at once; those that drain come back.
 func (s *serverSync) fill(sy *syncing, key servers.Key, st *serverState) error {
-	for _, a := range missing(st.want.endpoints, st.endpoints) {
-		there := slices.Contains(st.draining, a) || slices.Contains(st.odd, a)
-		do := s.kernel.AddDestination
-		if there {
-			do = s.kernel.UpdateDestination
+	lacks := missing(st.want.endpoints, st.endpoints)
+	if len(lacks) == 0 {
+		return nil
+	}
+	var fresh []servers.Destination
+	var added []model.Endpoint
+	for _, a := range lacks {
+		added = append(added, model.Endpoint{AddrPort: a})
+		d := servers.Destination{Addr: a, Weight: 1}
+		if !slices.Contains(st.draining, a) && !slices.Contains(st.odd, a) {
+			fresh = append(fresh, d)
+			continue
 		}
-		if err := do(key, servers.Destination{Addr: a, Weight: 1}); err != nil {
+		if err := s.kernel.UpdateDestination(key, d); err != nil {
 			return err
 		}
-		sy.wrote(1)
-		if there {
-			s.drains.Stop(key, a)
-			st.draining, st.odd = without(st.draining, a), without(st.odd, a)
-		}
-		st.endpoints = append(slices.Clip(st.endpoints), model.Endpoint{AddrPort: a})
+		s.drains.Stop(key, a)
+		st.draining, st.odd = without(st.draining, a), without(st.odd, a)
 	}
+	if len(fresh) > 0 {
+		if err := s.kernel.AddDestination(key, fresh...); err != nil {
+			return err
+		}
+	}
+	sy.wrote(len(lacks))
+	st.endpoints = append(slices.Clip(st.endpoints), added...)
 	return nil
 }
 

@@ -14,7 +14,10 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"fairlead/ipvs/batch"
 )
 
 // Name is the device's name, in kube-proxy too.
@@ -35,24 +38,33 @@ type Device struct {
 
 	mu      sync.Mutex
 	netlink *netlink.Handle
+	many    *batch.Socket
 	index   int // of the device, 0 where it is not known or not there
 }
 
-// New opens a socket; it makes no device.
+// New opens sockets; it makes no device.
 func New(name string, ipv6 bool) (*Device, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	d := &Device{name: name, kind: "dummy", family: unix.AF_INET, netlink: h}
+	many, err := batch.Open(unix.NETLINK_ROUTE)
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
+	d := &Device{name: name, kind: "dummy", family: unix.AF_INET, netlink: h, many: many}
 	if ipv6 {
 		d.family = unix.AF_INET6
 	}
 	return d, nil
 }
 
-// Close closes the socket.
-func (d *Device) Close() { d.netlink.Close() }
+// Close closes the sockets.
+func (d *Device) Close() {
+	d.netlink.Close()
+	d.many.Close()
+}
 
 // Ensure makes the device, or takes one that is there with its addresses. One that
 // is up is put down, by which it loses those of IPv6.
@@ -136,33 +148,85 @@ func (d *Device) list(link netlink.Link) ([]netlink.Addr, error) {
 	}
 }
 
-// Add adds an address, which may be there. One of IPv6 is local a moment later: the
-// kernel adds its route by and by, without duplicate address detection, too
-// (addrconf_dad_start in net/ipv6/addrconf.c).
-func (d *Device) Add(addr netip.Addr) error {
-	return d.change("add address %s to device %s: %w", addr, unix.EEXIST, d.netlink.AddrAdd)
-}
-
-// Remove removes an address, which may not be there; nor may the device.
-func (d *Device) Remove(addr netip.Addr) error {
-	err := d.change("remove address %s from device %s: %w", addr, unix.EADDRNOTAVAIL, d.netlink.AddrDel)
-	if errors.Is(err, unix.ENODEV) {
+// Add adds addresses, which may be there, many in one message: after each message the
+// kernel looks through all addresses there are for those that expire
+// (check_lifetime in net/ipv4/devinet.c). It goes on after one that the kernel refuses.
+// One of IPv6 is local a moment later: the kernel adds its route by and by, without
+// duplicate address detection, too (addrconf_dad_start in net/ipv6/addrconf.c).
+func (d *Device) Add(addrs ...netip.Addr) error {
+	if len(addrs) == 0 {
 		return nil
 	}
-	return err
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	refused := func(a netip.Addr, err error) error {
+		return fmt.Errorf("add address %s to device %s: %w", a, d.name, err)
+	}
+	for _, a := range addrs {
+		if a.Is6() != (d.family == unix.AF_INET6) {
+			return refused(a, unix.EAFNOSUPPORT)
+		}
+	}
+	for again := false; ; again = true {
+		if d.index == 0 {
+			if _, err := d.find(); err != nil {
+				return refused(addrs[0], err)
+			}
+		}
+		gone, err := d.add(addrs, refused)
+		if len(gone) == 0 || err != nil || again {
+			return errors.Join(append(gone, err)...)
+		}
+		d.index = 0 // and it may be another now
+	}
 }
 
-// change does f, for which done is as good as no error. Where the device is not
-// the one that it was, it looks for it once.
-func (d *Device) change(format string, addr netip.Addr, done error, f func(netlink.Link, *netlink.Addr) error) error {
+// add adds addresses to the device as it is known. gone are the errors of those for
+// which there is no such device.
+func (d *Device) add(addrs []netip.Addr, refused func(netip.Addr, error) error) (gone []error, err error) {
+	var requests []*nl.NetlinkRequest
+	for _, a := range addrs {
+		requests = append(requests, d.newAddress(a))
+	}
+	var errs []error
+	err = d.many.Do(requests, func(i int, err error) {
+		switch {
+		case errors.Is(err, unix.EEXIST):
+		case errors.Is(err, unix.ENODEV):
+			gone = append(gone, refused(addrs[i], err))
+		default:
+			errs = append(errs, refused(addrs[i], err))
+		}
+	})
+	return gone, errors.Join(append(errs, err)...)
+}
+
+// newAddress returns the request to add an address. Nobody else is to be asked whether
+// he has it, too: other nodes do.
+func (d *Device) newAddress(a netip.Addr) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	msg := nl.NewIfAddrmsg(d.family)
+	msg.Index, msg.Prefixlen = uint32(d.index), uint8(a.BitLen())
+	if a.Is6() {
+		msg.IfAddrmsg.Flags = unix.IFA_F_NODAD
+	}
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, a.AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, a.AsSlice()))
+	return req
+}
+
+// Remove removes an address, which may not be there; nor may the device. Where the
+// device is not the one that it was, it looks for it once.
+func (d *Device) Remove(addr netip.Addr) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if addr.Is6() != (d.family == unix.AF_INET6) {
-		return fmt.Errorf(format, addr, d.name, unix.EAFNOSUPPORT)
+		return fmt.Errorf("remove address %s from device %s: %w", addr, d.name, unix.EAFNOSUPPORT)
 	}
 	err := error(unix.ENODEV)
 	if d.index != 0 {
-		err = f(nil, d.addr(addr))
+		err = d.netlink.AddrDel(nil, d.addr(addr))
 	}
 	if errors.Is(err, unix.ENODEV) {
 		link, e := d.find()
@@ -170,26 +234,21 @@ func (d *Device) change(format string, addr netip.Addr, done error, f func(netli
 		case e != nil:
 			err = e
 		case link != nil:
-			err = f(nil, d.addr(addr))
+			err = d.netlink.AddrDel(nil, d.addr(addr))
 		}
 	}
-	if err != nil && !errors.Is(err, done) {
-		return fmt.Errorf(format, addr, d.name, err)
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove address %s from device %s: %w", addr, d.name, err)
 	}
 	return nil
 }
 
-// addr returns an address as the library has it. Nobody else is to be asked whether
-// he has it, too: other nodes do.
+// addr returns an address as the library has it.
 func (d *Device) addr(addr netip.Addr) *netlink.Addr {
-	out := &netlink.Addr{
+	return &netlink.Addr{
 		IPNet:     &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())},
 		LinkIndex: d.index,
 	}
-	if addr.Is6() {
-		out.Flags = unix.IFA_F_NODAD
-	}
-	return out
 }
 
 // Destroy removes the device, if it is there, with all addresses of both families.

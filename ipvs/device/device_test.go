@@ -22,7 +22,7 @@ import (
 type dev interface {
 	Ensure() error
 	List() (addrs []netip.Addr, found bool, err error)
-	Add(netip.Addr) error
+	Add(...netip.Addr) error
 	Remove(netip.Addr) error
 	Destroy() error
 }
@@ -77,10 +77,16 @@ func contract(t *testing.T, d dev, ipv6 bool) {
 	}
 	must(d.Remove(two), d.Remove(two))
 	check(t, d, one)
+	many := []netip.Addr{one, two}
+	for a := two; len(many) < 450; many = append(many, a) { // more than go into one message
+		a = a.Next()
+	}
+	must(d.Add(many...), d.Add())
+	check(t, d, many...)
 	must(d.Destroy())
 	gone()
-	must(d.Ensure(), d.Add(two)) // on a device that is another
-	check(t, d, two)
+	must(d.Ensure(), d.Add(two, one)) // on a device that is another
+	check(t, d, one, two)
 	must(d.Destroy())
 }
 
@@ -217,9 +223,9 @@ func BenchmarkKernel(b *testing.B) {
 			for a := first; len(all) < n; a = a.Next() {
 				all = append(all, a)
 			}
-			each := func(f func(netip.Addr) error) error {
+			removeAll := func() error {
 				for _, a := range all {
-					if err := f(a); err != nil {
+					if err := d.Remove(a); err != nil {
 						return err
 					}
 				}
@@ -232,7 +238,7 @@ func BenchmarkKernel(b *testing.B) {
 				name string
 				do   func() error
 			}{
-				{"add and remove all", func() error { return errors.Join(each(d.Add), each(d.Remove), each(d.Add)) }},
+				{"add and remove all", func() error { return errors.Join(d.Add(all...), removeAll(), d.Add(all...)) }},
 				{"list", func() error { _, _, err := d.List(); return err }},
 				{"add one", func() error { return errors.Join(d.Remove(all[n/2]), d.Add(all[n/2])) }},
 			} {

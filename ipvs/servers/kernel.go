@@ -16,6 +16,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"fairlead/ipvs/batch"
 )
 
 // Kernel has the virtual servers of one family in the network namespace of the
@@ -28,6 +30,10 @@ type Kernel struct {
 
 	mu     sync.Mutex // guards handle, whose methods send a request and await its answer
 	handle *ipvs.Handle
+
+	many *batch.Socket
+	// genl is the number that IPVS has among generic netlink's families.
+	genl uint16
 }
 
 // New opens the kernel's IPVS of a family, and has the module loaded if it is not.
@@ -35,14 +41,14 @@ type Kernel struct {
 func New(ipv6 bool) (*Kernel, error) {
 	// Kernels of today load the module when they are asked for the family by its name.
 	// Where that does not help, the library runs modprobe.
-	_, err := netlink.GenlFamilyGet("IPVS")
+	genl, err := netlink.GenlFamilyGet("IPVS")
 	logrus.SetOutput(io.Discard) // or it complains where there is no modprobe, needed or not
 	handle, e := ipvs.New("")
 	if e != nil {
 		return nil, fmt.Errorf("open IPVS: %w", e)
 	}
 	if err != nil {
-		_, err = netlink.GenlFamilyGet("IPVS")
+		genl, err = netlink.GenlFamilyGet("IPVS")
 	}
 	// The library looks for IPVS once in a process, and where it has found none sends
 	// messages that do nothing, successfully, even this one without an address family.
@@ -54,15 +60,21 @@ func New(ipv6 bool) (*Kernel, error) {
 		return nil, fmt.Errorf(`%w (%v): load the module ip_vs on the host with "modprobe ip_vs", and at each boot by a file in /etc/modules-load.d with the line "ip_vs"; `+
 			`where modprobe finds no such module, the kernel was built without CONFIG_IP_VS`, ErrNotSupported, err)
 	}
-	k := &Kernel{ipv6: ipv6, family: unix.AF_INET, netmask: 0xffffffff, handle: handle}
+	many, err := batch.Open(unix.NETLINK_GENERIC)
+	if err != nil {
+		handle.Close()
+		return nil, err
+	}
+	k := &Kernel{ipv6: ipv6, family: unix.AF_INET, netmask: 0xffffffff, handle: handle, many: many, genl: genl.ID}
 	if ipv6 {
 		k.family, k.netmask = unix.AF_INET6, 128
 	}
 	return k, nil
 }
 
-// Close closes the socket.
+// Close closes the sockets.
 func (k *Kernel) Close() {
+	k.many.Close()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.handle.Close()
@@ -137,11 +149,6 @@ func (k *Kernel) server(verb string, f func(*ipvs.Service) error, key Key, s *ip
 		}
 		return f(s)
 	})
-}
-
-// AddDestination adds a destination.
-func (k *Kernel) AddDestination(key Key, d Destination) error {
-	return k.destination("add", k.handle.NewDestination, key, d)
 }
 
 // UpdateDestination gives a destination that is there another weight. Connections

@@ -356,9 +356,8 @@ func fill(t testing.TB, w world, n, each int) (out []servers.Listed) {
 		for j := range each {
 			d := w.dest(i*each+j, 1)
 			destinations = append(destinations, d)
-			err = errors.Join(err, w.k.AddDestination(s.Key, d))
 		}
-		if err != nil {
+		if err = errors.Join(err, w.k.AddDestination(s.Key, destinations...)); err != nil {
 			t.Fatal(err)
 		}
 		out = append(out, with(s, destinations...))

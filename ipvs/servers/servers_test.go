@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,7 +24,7 @@ type kernel interface {
 	Create(servers.Server) error
 	Update(servers.Server) error
 	Delete(servers.Key) error
-	AddDestination(servers.Key, servers.Destination) error
+	AddDestination(servers.Key, ...servers.Destination) error
 	UpdateDestination(servers.Key, servers.Destination) error
 	DeleteDestination(servers.Key, netip.AddrPort) error
 	Timeouts() (servers.Timeouts, error)
@@ -118,7 +119,7 @@ func contract(t *testing.T, w world) {
 		name string
 		run  func(*testing.T, world)
 	}{
-		{"what is not there", absent}, {"virtual servers", everyServer}, {"changes", changes}, {"destinations", destinations},
+		{"what is not there", absent}, {"virtual servers", everyServer}, {"changes", changes}, {"destinations", destinations}, {"many destinations", manyDestinations},
 		{"the other family", otherFamily}, {"timeouts", timeouts}, {"schedulers", schedulers},
 	} {
 		t.Run(part.name, func(t *testing.T) {
@@ -210,6 +211,26 @@ func destinations(t *testing.T, w world) {
 	must(t, w.k.Create(s)) // which has none of its destinations now
 	w.check(t, with(s), with(other, w.dest(1, 65535)))
 	must(t, w.k.Delete(s.Key), w.k.Delete(other.Key))
+}
+
+// manyDestinations: more than go into one message, and what is refused keeps nothing
+// else from being added.
+func manyDestinations(t *testing.T, w world) {
+	s := w.rr(1, 80)
+	must(t, w.k.Create(s), w.k.AddDestination(s.Key), w.k.AddDestination(s.Key, w.dest(300, 7)))
+	var all []servers.Destination
+	for n := range 450 {
+		all = append(all, w.dest(n, 1))
+	}
+	err := w.k.AddDestination(s.Key, all...)
+	wantErr(t, "AddDestination of many", err, servers.ErrExists)
+	if text := err.Error(); !strings.Contains(text, all[300].Addr.String()) || strings.Contains(text, all[299].Addr.String()) {
+		t.Errorf("AddDestination of many fails with %q, which does not name %s alone", text, all[300].Addr)
+	}
+	all[300] = w.dest(300, 7)
+	w.check(t, with(s, all...))
+	must(t, w.k.Delete(s.Key))
+	wantErr(t, "AddDestination of two", w.k.AddDestination(s.Key, all[:2]...), servers.ErrNoServer)
 }
 
 func otherFamily(t *testing.T, w world) {

@@ -72,8 +72,16 @@ func (d *Device) List() (addrs []netip.Addr, found bool, err error) {
 	return addrs, found, err
 }
 
-// Add adds an address, which may be there.
-func (d *Device) Add(addr netip.Addr) error {
+// Add adds addresses, which may be there.
+func (d *Device) Add(addrs ...netip.Addr) error {
+	var errs []error
+	for _, a := range addrs {
+		errs = append(errs, d.add(a))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Device) add(addr netip.Addr) error {
 	return d.do("add "+addr.String(), func() error {
 		if addr.Is6() != d.IPv6 {
 			return errFamily

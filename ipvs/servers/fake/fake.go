@@ -6,6 +6,7 @@ package fake
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -130,8 +131,16 @@ func (k *Kernel) Delete(key servers.Key) error {
 	return k.with("-D "+key.Option(), key, func(*server) error { delete(k.servers, key); return nil })
 }
 
-// AddDestination adds a destination.
-func (k *Kernel) AddDestination(key servers.Key, d servers.Destination) error {
+// AddDestination adds destinations.
+func (k *Kernel) AddDestination(key servers.Key, destinations ...servers.Destination) error {
+	var errs []error
+	for _, d := range destinations {
+		errs = append(errs, k.addDestination(key, d))
+	}
+	return errors.Join(errs...)
+}
+
+func (k *Kernel) addDestination(key servers.Key, d servers.Destination) error {
 	return k.with("-a "+d.Line(key), key, func(s *server) error {
 		if _, ok := s.destinations[d.Addr]; ok {
 			return servers.ErrExists
