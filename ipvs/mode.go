@@ -121,6 +121,9 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 		}
 	}
 	m.started = m.started || s.err == nil
+	if first || d.Verify {
+		m.forgetRoom()
+	}
 	m.finish(&out)
 	return out, s.err
 }
@@ -138,6 +141,17 @@ func (s *syncing) note(err error) { s.err = errors.Join(s.err, err) }
 
 // wrote counts what has been written.
 func (s *syncing) wrote(n int) { s.report.Written += n }
+
+// forgetRoom gives up the room that notes of all there is have needed. To look through
+// a map takes as long as it has ever been large, for one element, too.
+func (m *Mode) forgetRoom() {
+	m.servers.dirty, m.servers.leaving = maps.Collect(maps.All(m.servers.dirty)), maps.Collect(maps.All(m.servers.leaving))
+	m.device.dirty = maps.Collect(maps.All(m.device.dirty))
+	for id := range m.sets.sets {
+		st := &m.sets.sets[id]
+		st.dirty = maps.Collect(maps.All(st.dirty))
+	}
+}
 
 // finish reports what waits and what is refused.
 func (m *Mode) finish(out *proxier.Report) {

@@ -127,7 +127,7 @@ func (t *Tree) Changed(yield func(name string, rules []ruleset.Rule, ok bool)) {
 			yield(name, t.rules(n), true)
 		}
 	}
-	clear(t.dirty)
+	t.dirty = map[string]bool{} // clear would keep the room for the first list, which takes time, too
 }
 
 // Root returns the rules of the root.
