@@ -28,7 +28,7 @@ type Subject struct {
 	// HasFloor tells that all it does to the kernel it does by restore commands,
 	// so that feeding these again is the least that it can take.
 	HasFloor bool
-	// eager are flags that let it sync at once after each change.
+	// eager are flags that let it sync at once after each change, and do little else.
 	eager []string
 	// common are the flags of its program for a node.
 	common func(Node) []string
@@ -64,11 +64,14 @@ func All(fairlead, kubeProxy string) []Subject {
 // IPVS returns the subjects that have an IPVS mode, in that.
 func IPVS(fairlead, kubeProxy string) []Subject {
 	mode := []string{"--proxy-mode=ipvs"}
+	// A check of all that is there, which is due every half a minute, is no part of
+	// what one change costs; by chance one more or less of them would be among a few.
+	const unchecked = "--ipvs-sync-period=1h"
 	return []Subject{
-		{Name: "fairlead", Binary: fairlead, common: fairleadFlags, Flags: mode},
+		{Name: "fairlead", Binary: fairlead, common: fairleadFlags, Flags: mode, eager: []string{unchecked}},
 		{
 			Name: "kube-proxy", Binary: kubeProxy, common: kubeProxyFlags, Flags: mode,
-			eager: []string{"--ipvs-min-sync-period=50ms"},
+			eager: []string{"--ipvs-min-sync-period=50ms", unchecked},
 		},
 	}
 }
@@ -109,7 +112,8 @@ func kubeProxyFlags(n Node) []string {
 
 // Options are how a subject is started.
 type Options struct {
-	// Eager adds the flags that let it sync at once after each change.
+	// Eager adds the flags that let it sync at once after each change, and in IPVS mode
+	// check the kernel for nothing else.
 	Eager bool
 	// Path, unless empty, comes before all else in PATH.
 	Path string
