@@ -43,10 +43,13 @@ apt_install() {
 # install_uml installs the second kernel where there is a package of it; its
 # absence is no failure, but tests that need it are then skipped.
 install_uml() {
-	if ! has ipvsadm && is_root; then
-		say "installing ipvsadm"
-		apt_install ipvsadm || die "could not install: apt-get install ipvsadm (output above)"
-	fi
+	# The guest loads its modules by modprobe, of kmod.
+	for pair in ipvsadm:ipvsadm modprobe:kmod; do
+		if ! has "${pair%%:*}" && is_root; then
+			say "installing ${pair#*:}"
+			apt_install "${pair#*:}" || die "could not install: apt-get install ${pair#*:} (output above)"
+		fi
+	done
 	has linux.uml && return 0
 	if ! has apt-cache || ! is_root; then
 		say "package user-mode-linux is not installed: tests in a second kernel cannot run"
