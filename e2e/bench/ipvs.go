@@ -41,6 +41,7 @@ func (b *bench) ipvsAt(ctx context.Context, rig *measure.Rig, p point) error {
 		if p.extent < measure.All && s.Name != report.Product {
 			continue
 		}
+		cfg.APIFloor = s.Name == report.Product
 		if err := b.run(ctx, rig, s, report.IPVS, ipvsVariant, cfg); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -96,7 +97,7 @@ func NewRig(ctx context.Context, dir string, endpoints int) (r *Rig, err error) 
 	if err != nil {
 		return r, fmt.Errorf("make client: %w", err)
 	}
-	r.writer = &workload.Writer{Client: client, Plan: plan, Workers: 32}
+	r.writer = &workload.Writer{Client: client, Plan: plan, Workers: workers()}
 	r.bare = &node{Node: subject.Node{Node: r.lab.Nodes[0]}}
 	if err := r.bare.serve(plan); err != nil {
 		return r, err
@@ -105,6 +106,15 @@ func NewRig(ctx context.Context, dir string, endpoints int) (r *Rig, err error) 
 		return r, err
 	}
 	return r, r.addSingles(ctx)
+}
+
+// workers is how many objects are written at a time. With one processor, as in User-Mode
+// Linux, more would only wait, until the API server gives them up.
+func workers() int {
+	if runtime.NumCPU() == 1 {
+		return 4
+	}
+	return 32
 }
 
 // addSingles makes the Services that are changed one by one.

@@ -38,6 +38,9 @@ type Config struct {
 	// Patience, unless 0, is how long changes are measured one by one: when it is
 	// over, three of each kind are enough.
 	Patience time.Duration
+	// APIFloor measures, for a subject without a floor of its own, what of a change is
+	// the API server's.
+	APIFloor bool
 	// Log is told what is being done.
 	Log func(format string, args ...any)
 }
@@ -65,6 +68,11 @@ func (r *Rig) Run(ctx context.Context, s subject.Subject, v lab.Variant, cfg Con
 	if s.HasFloor && cfg.Extent >= Curve {
 		if b.run.Floor, err = r.floor(ctx, s, v, cfg); err != nil {
 			return nil, fmt.Errorf("measure the floor of %s (%s): %w", s.Name, v, err)
+		}
+	}
+	if cfg.APIFloor {
+		if b.run.Floor, err = r.apiFloor(ctx, cfg); err != nil {
+			return nil, fmt.Errorf("measure the API server at %s: %w", b.run.Size, err)
 		}
 	}
 	if b.node, err = r.newNode(ctx, v); err != nil {

@@ -194,12 +194,13 @@ func TestTargets(t *testing.T) {
 func TestIPVSTargets(t *testing.T) {
 	at := func(subject string, size Size, first, added float64) Run {
 		return Run{Subject: subject, Variant: IPVS, Size: size, FirstSync: &FirstSync{S: 1, SyncS: 1, DoneS: first},
-			ChangeSyncMS: added / 10,
-			AddedMS:      &Dist{N: 3, P50: added, P90: added, P99: added}, RemovedMS: &Dist{N: 3, P50: added, P90: added, P99: added}}
+			ChangeSyncMS: added / 10, Floor: &Floor{AddedMS: &Dist{N: 3, P50: added - 6, P90: added, P99: added}},
+			AddedMS: &Dist{N: 3, P50: added, P90: added, P99: added}, RemovedMS: &Dist{N: 3, P50: added, P90: added, P99: added}}
 	}
 	r := &Results{Runs: []Run{
 		at(Product, few, 1, 10), at(Product, small, 12.1, 100), at(Reference, small, 60, 500), at(Product, many, 50, 15.1),
 	}}
+	r.Runs[3].Floor.AddedMS.P50 = 6 // to which 1.5 times 6 come
 	groups := r.Groups()
 	if len(groups) != 3 || r.Plot() != "" {
 		t.Fatalf("got %d tables and plot %q, want tables of three sizes and no plot", len(groups), r.Plot())

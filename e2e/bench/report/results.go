@@ -141,11 +141,12 @@ type Restart struct {
 }
 
 // Floor is what the bare restore commands take for what the subject fed to
-// them, on the same tables.
+// them, on the same tables. Of IPVS it is what the API server takes to tell a client
+// that watches, and there is none for the first sync.
 type Floor struct {
-	FirstSyncS float64 `json:"firstSyncS"`
+	FirstSyncS float64 `json:"firstSyncS,omitempty"`
 	// Restores is how many commands the first sync was.
-	Restores  int   `json:"restores"`
+	Restores  int   `json:"restores,omitempty"`
 	AddedMS   *Dist `json:"addedMS,omitempty"`
 	RemovedMS *Dist `json:"removedMS,omitempty"`
 }

@@ -108,7 +108,12 @@ func rows() []row {
 	out := []row{
 		{key: keyFirstSync, name: "first sync, s", format: "%.2f", cutOff: true,
 			value: func(r *Run) float64 { return of(r.FirstSync, func(f *FirstSync) float64 { return f.S }) },
-			floor: func(f *Floor) float64 { return f.FirstSyncS }},
+			floor: func(f *Floor) float64 {
+				if f.Restores == 0 {
+					return math.NaN()
+				}
+				return f.FirstSyncS
+			}},
 		{key: keyDone, name: "· until it says so itself", format: "%.2f",
 			value: func(r *Run) float64 {
 				if r.FirstSync == nil || r.FirstSync.DoneS == 0 {
