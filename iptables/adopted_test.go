@@ -36,12 +36,12 @@ func TestUDPDestination(t *testing.T) {
 		{"a comment that looks like matches", `-d 10.0.0.1/32 -m comment --comment "-p udp --dport 5 " -j KUBE-SVC-X`, ""},
 		{"no port", "-d 10.0.0.1/32 -p udp -m comment --comment x -j KUBE-SVC-X", ""},
 	} {
-		got, ok := udpDestination(tt.rule)
+		got, ok := idiom.UDPDestination(tt.rule)
 		if ok != (tt.want != "") || ok && got.String() != tt.want {
 			t.Errorf("%s: got %v, %v, want %q of %s", tt.name, got, ok, tt.want, tt.rule)
 		}
 	}
-	if got, _ := udpDestination(rendered(v4(), four, translatedPorts)); got != netip.AddrPortFrom(netip.Addr{}, 30080) {
+	if got, _ := idiom.UDPDestination(rendered(v4(), four, translatedPorts)); got != netip.AddrPortFrom(netip.Addr{}, 30080) {
 		t.Errorf("node port: got %v, want port 30080 of no address", got)
 	}
 }

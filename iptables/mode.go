@@ -76,7 +76,11 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 	m.sets.made = 0
 	m.engine.Stage(m.stage(ctx, d)) // the sets are there before the rules that name them
 	if !m.known {
-		m.known = m.adopt(ctx) // what is read is compared with what is wanted as it comes
+		// What is read is compared with what is wanted as it comes. An error is left to
+		// Apply, which reads the same rules.
+		var err error
+		m.adopted, err = idiom.AdoptedUDP(ctx, m.engine)
+		m.known = err == nil
 	}
 	res, err := m.engine.Apply(ctx, ruleset.Options{Prune: d.Prune, Verify: d.Verify, Settle: d.Settle})
 	if err == nil && d.Prune {
@@ -212,3 +216,7 @@ func report(res ruleset.Result) proxier.Report {
 	out.Refused = idiom.Refusals(res)
 	return out
 }
+
+// AdoptedUDP returns where clients could send UDP to by the rules that the first
+// Sync found, as idiom.AdoptedUDP does.
+func (m *Mode) AdoptedUDP() []netip.AddrPort { return m.adopted }

@@ -222,8 +222,8 @@ func TestOthers(t *testing.T) {
 	if _, err := a.engine.Clean(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := Remove(model.IPv4, Remains{Servers: &h.servers, Device: &h.device, Sets: sets, ExcludeCIDRs: cfg.ExcludeCIDRs}); err != nil || n == 0 {
-		t.Fatalf("Remove() = %d, %v", n, err)
+	if got, err := Remove(model.IPv4, Remains{Servers: &h.servers, Device: &h.device, Sets: sets, ExcludeCIDRs: cfg.ExcludeCIDRs}); err != nil || got.Objects == 0 {
+		t.Fatalf("Remove() = %v, %v", got, err)
 	}
 	if got := h.servers.Save(); got != before {
 		t.Errorf("after Remove:\n%s\nbefore:\n%s", got, before)

@@ -56,6 +56,9 @@ type Mode struct {
 	node proxier.NodeState
 	// started is set once a Sync has succeeded.
 	started bool
+	// adopted is what AdoptedUDP returns of rules, once that is known.
+	adopted []netip.AddrPort
+	known   bool
 	// unknown are the Services that name a scheduler that the kernel does not have.
 	unknown map[model.ServicePortName]string
 }
@@ -98,6 +101,11 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 		return out, s.err
 	}
 	first := !m.started
+	if !m.known {
+		var err error // is left to apply, which reads the same rules
+		m.adopted, err = idiom.AdoptedUDP(ctx, m.engine)
+		m.known = err == nil
+	}
 	s.note(m.sets.add(s))
 	s.note(m.servers.add(s))
 	s.note(m.sets.sets[draining].add(s))
@@ -281,7 +289,7 @@ func (m *Mode) unknownSchedulers() []string {
 	return out
 }
 
-// AdoptedUDP returns where clients could send UDP to by the virtual servers that
-// the first Sync found, those of an earlier agent or of kube-proxy. Services that are
-// gone since are known from here alone.
-func (m *Mode) AdoptedUDP() []netip.AddrPort { return m.servers.adoptedUDP }
+// AdoptedUDP returns where clients could send UDP to by the virtual servers, and by
+// the rules, that the first Sync found, those of an earlier agent or of kube-proxy.
+// Services that are gone since are known from here alone.
+func (m *Mode) AdoptedUDP() []netip.AddrPort { return slices.Concat(m.servers.adoptedUDP, m.adopted) }

@@ -25,20 +25,27 @@ type Remains struct {
 	KeepLoops bool
 }
 
+// Removed is what has gone.
+type Removed struct {
+	Objects int
+	// UDP is where clients could send UDP to by virtual servers.
+	UDP []netip.AddrPort
+}
+
 // Remove removes what IPVS mode, kube-proxy's too, has left in one family, rules apart,
 // which must have gone before: the virtual servers that are ours, the addresses on
-// the device, and the sets. It returns how many objects have gone.
-func Remove(f model.Family, r Remains) (int, error) {
+// the device, and the sets.
+func Remove(f model.Family, r Remains) (Removed, error) {
 	cfg := Config{Family: f, ExcludeCIDRs: r.ExcludeCIDRs}
 	addrs, _, err := r.Device.List()
 	if err != nil {
-		return 0, err
+		return Removed{}, err
 	}
 	sets := newSetSync(cfg.ipv6(), r.Sets)
-	removed, errs := 0, []error(nil)
+	removed, errs := Removed{}, []error(nil)
 	count := func(err error) {
 		if errs = append(errs, err); err == nil {
-			removed++
+			removed.Objects++
 		}
 	}
 	there := sets.list()
@@ -53,6 +60,7 @@ func Remove(f model.Family, r Remains) (int, error) {
 		s := newServerSync(cfg, r.Servers, nil)
 		ours := func(p place) bool { return onDevice[p.Addr] || sets.found(p) }
 		errs = append(errs, s.list(&proxier.Report{}, ours))
+		removed.UDP = s.adoptedUDP
 		for key := range s.all {
 			if err := r.Servers.Delete(key); !errors.Is(err, servers.ErrNoServer) {
 				count(err)

@@ -20,8 +20,8 @@ import (
 
 // flows cuts the UDP flows of one family that the rules have left behind.
 type flows struct {
-	// mode is nil once its adopted frontends have been taken over.
-	mode       adoptingMode
+	// adopters are asked once, at the first time at which flows may be cut.
+	adopters   []adopter
 	ports      *hostPorts
 	table      *conntrack.Table
 	reconciler *conntrack.Reconciler
@@ -29,9 +29,9 @@ type flows struct {
 
 var _ proxier.Follower = (*flows)(nil)
 
-func newFlows(f model.Family, mode adoptingMode, ports *hostPorts, metrics *conntrack.Metrics) *flows {
+func newFlows(f model.Family, adopters []adopter, ports *hostPorts, metrics *conntrack.Metrics) *flows {
 	return &flows{
-		mode:       mode,
+		adopters:   adopters,
 		ports:      ports,
 		table:      conntrack.NewTable(),
 		reconciler: conntrack.New(conntrack.Config{Family: f, Kernel: conntrack.Netlink{}, Metrics: metrics}),
@@ -43,12 +43,6 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 	for _, name := range d.Changed {
 		w.table.SetService(name, d.Snapshot.Get(name))
 	}
-	if w.mode != nil {
-		for _, ap := range w.mode.AdoptedUDP() {
-			w.table.Adopt(conntrack.Frontend{Addr: ap.Addr(), Port: ap.Port()})
-		}
-		w.mode = nil
-	}
 	w.ports.settle(w.table, d.Node)
 	if d.Node.NodePorts.All {
 		w.table.SetNodeAddrs(d.Node.Addrs)
@@ -58,6 +52,12 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 	if !d.Prune { // a Service that could not be read is not gone
 		return nil
 	}
+	for _, a := range w.adopters {
+		for _, ap := range a.AdoptedUDP() {
+			w.table.Adopt(conntrack.Frontend{Addr: ap.Addr(), Port: ap.Port()})
+		}
+	}
+	w.adopters = nil
 	if d.Verify {
 		w.table.Recheck()
 	}

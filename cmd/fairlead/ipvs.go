@@ -126,7 +126,7 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 	mode := ipvs.New(rules, ipvs.Kernel{
 		Servers: b.servers[f], Device: dev, Rules: engine, Now: time.Now, Set: ipvsSets(f),
 	})
-	return served{mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{&clientSets{family: f}}}, nil
+	return served{mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{&clientSets{family: f}}, adopters: []adopter{mode}}, nil
 }
 
 // ipvsSets opens the sets of a family.
@@ -160,9 +160,17 @@ type ipvsLeftovers struct {
 	exclude   []netip.Prefix
 	keepLoops bool
 	done      bool
+	// udp is where clients could send UDP to by virtual servers that have gone.
+	udp []netip.AddrPort
 }
 
-var _ proxier.Follower = (*ipvsLeftovers)(nil)
+var (
+	_ proxier.Follower = (*ipvsLeftovers)(nil)
+	_ adopter          = (*ipvsLeftovers)(nil)
+)
+
+// AdoptedUDP implements adopter, once Follow has removed what there was.
+func (l *ipvsLeftovers) AdoptedUDP() []netip.AddrPort { return l.udp }
 
 // Follow implements proxier.Follower.
 func (l *ipvsLeftovers) Follow(ctx context.Context, d proxier.Desired) error {
@@ -170,8 +178,9 @@ func (l *ipvsLeftovers) Follow(ctx context.Context, d proxier.Desired) error {
 		return nil
 	}
 	removed, err := removeIPVS(l.family, l.exclude, l.keepLoops)
-	if removed > 0 {
-		klog.FromContext(ctx).Info("Removed what IPVS mode had left", "ipFamily", l.family, "objects", removed)
+	l.udp = append(l.udp, removed.UDP...)
+	if removed.Objects > 0 {
+		klog.FromContext(ctx).Info("Removed what IPVS mode had left", "ipFamily", l.family, "objects", removed.Objects)
 	}
 	if l.done = err == nil; l.done && l.device.Add(-1) == 0 {
 		err = removeDevice()
@@ -181,12 +190,12 @@ func (l *ipvsLeftovers) Follow(ctx context.Context, d proxier.Desired) error {
 
 // removeIPVS removes virtual servers, addresses and sets of IPVS mode from a family.
 // Where IPVS is not loaded, there are no virtual servers.
-func removeIPVS(f model.Family, exclude []netip.Prefix, keepLoops bool) (int, error) {
+func removeIPVS(f model.Family, exclude []netip.Prefix, keepLoops bool) (ipvs.Removed, error) {
 	k := ipvs.Remains{Sets: ipvsSets(f), ExcludeCIDRs: exclude, KeepLoops: keepLoops}
 	if _, err := os.Stat("/proc/net/ip_vs"); err == nil {
 		s, err := servers.New(f == model.IPv6)
 		if err != nil && !errors.Is(err, servers.ErrNotSupported) {
-			return 0, err
+			return ipvs.Removed{}, err
 		}
 		if err == nil {
 			defer s.Close()
@@ -195,7 +204,7 @@ func removeIPVS(f model.Family, exclude []netip.Prefix, keepLoops bool) (int, er
 	}
 	dev, err := device.New(device.Name, f == model.IPv6)
 	if err != nil {
-		return 0, err
+		return ipvs.Removed{}, err
 	}
 	defer dev.Close()
 	k.Device = dev

@@ -31,16 +31,16 @@ type backend interface {
 
 // served is what serves one family.
 type served struct {
-	mode    adoptingMode
+	mode    proxier.Mode
 	engine  *ruleset.Engine
 	watcher watcher
-	// followers are those of this mode alone.
+	// followers are those of this mode alone, and adopters tell what was there before.
 	followers []proxier.Follower
+	adopters  []adopter
 }
 
-// adoptingMode is a mode that tells what it has found.
-type adoptingMode interface {
-	proxier.Mode
+// adopter tells what it has found.
+type adopter interface {
 	// AdoptedUDP returns where clients could send UDP to before the first Sync.
 	AdoptedUDP() []netip.AddrPort
 }
@@ -112,8 +112,9 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	engine.Stage(nat.Chains(cfg.masqueradeBit, loopBack))
 	watched(engine, w)
 	engine.Use(reading)
+	mode := iptables.New(rules, engine, node.sets[f], loops, b.metrics)
+	left := &ipvsLeftovers{family: f, device: &b.device, exclude: cfg.excludeCIDRs, keepLoops: rules.Compact}
 	return served{
-		mode: iptables.New(rules, engine, node.sets[f], loops, b.metrics), engine: engine, watcher: w,
-		followers: []proxier.Follower{&ipvsLeftovers{family: f, device: &b.device, exclude: cfg.excludeCIDRs, keepLoops: rules.Compact}},
+		mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{left}, adopters: []adopter{mode, left},
 	}, nil
 }
