@@ -24,6 +24,10 @@ type Config struct {
 	NodePodCIDRs bool
 	// MasqueradeAll masquerades all traffic to cluster IPs.
 	MasqueradeAll bool
+	// MasqueradeNeighbours masquerades what pods send through a Service to endpoints of
+	// this node: where packets between two ports of one bridge do not pass the rules,
+	// the answer would not be translated back. It goes by PodCIDRs.
+	MasqueradeNeighbours bool
 	// MasqueradeBit is the bit of the packet mark, 0 to 31, that says that a
 	// packet is to be masqueraded.
 	MasqueradeBit int

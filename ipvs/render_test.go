@@ -69,7 +69,8 @@ type renderCase struct {
 func renderCases() []renderCase {
 	web, dns := portName("shop", "web", "http", model.TCP), portName("kube-system", "kube-dns", "dns", model.UDP)
 	v4 := config(model.IPv4)
-	several, unknown, all := v4, v4, v4
+	several, unknown, all, unbridged := v4, v4, v4, v4
+	unbridged.MasqueradeNeighbours = true
 	several.PodCIDRs = append(several.PodCIDRs, netip.MustParsePrefix("10.245.0.0/16"))
 	unknown.PodCIDRs = nil
 	all.MasqueradeAll, all.LocalhostNodePorts, all.KeepInvalid = true, false, true
@@ -96,6 +97,7 @@ func renderCases() []renderCase {
 		{"affinity", v4, ports(with(at(one, three), nodePort, sticky))},
 		{"scheduler", v4, ports(with(at(one, three), maglev))},
 		{"nobody-is-a-pod", unknown, ports(with(at(one), nodePort))},
+		{"neighbours", unbridged, ports(at(one))},
 		{"masquerade-all", all, ports(with(at(one), nodePort))},
 	}
 }

@@ -47,7 +47,7 @@ func Contribution(cfg Config) ruleset.Contribution {
 		portals  = "kubernetes service portals"
 		external = "kubernetes externally-visible service portals"
 	)
-	return ruleset.Contribution{
+	out := ruleset.Contribution{
 		Name: "ipvs",
 		Owns: idiom.Owned(),
 		Jumps: []ruleset.Jump{
@@ -56,6 +56,7 @@ func Contribution(cfg Config) ruleset.Contribution {
 			jump(ruleset.Filter, "INPUT", "", "kubernetes health check rules", idiom.NodePort),
 			jump(ruleset.Filter, "INPUT", newOnly, external, idiom.ExternalServices),
 			jump(ruleset.Filter, "INPUT", newOnly, idiom.IPVSAccess, idiom.IPVSFilter),
+			idiom.AcceptIPVS(),
 			jump(ruleset.Filter, "FORWARD", "", "kubernetes forwarding rules", idiom.Forward),
 			jump(ruleset.Filter, "FORWARD", newOnly, external, idiom.ExternalServices),
 			jump(ruleset.Filter, "OUTPUT", newOnly, idiom.IPVSAccess, idiom.IPVSOutFilter),
@@ -66,6 +67,10 @@ func Contribution(cfg Config) ruleset.Contribution {
 		Guests: []ruleset.Guest{idiom.Localnet(cfg.Family, cfg.LocalhostNodePorts || cfg.LocalhostHostPorts)},
 		Relics: idiom.Relics(),
 	}
+	if cfg.MasqueradeNeighbours {
+		out.Jumps = append(out.Jumps, idiom.ViaIPVS(nat.LoopBack(cfg.ipv6())))
+	}
+	return out
 }
 
 // inSet narrows a match to the elements of a set: its address and port are the
@@ -112,12 +117,48 @@ func (r renderer) fixedChains() map[ruleset.ChainKey]*ruleset.Chain {
 	access = append(access, translated, r.when(vips, "addresses of Services are for Services alone", r.reject()))
 	put(ruleset.Filter, idiom.IPVSFilter, access...)
 	put(ruleset.Filter, idiom.IPVSOutFilter, access...)
+	put(ruleset.Filter, idiom.IPVSAccept, r.accepted()...)
+	if r.MasqueradeNeighbours {
+		put(ruleset.NAT, idiom.Neighbours, r.neighbours()...)
+	}
 	out[ruleset.ChainKey{Table: ruleset.Filter, Name: idiom.Forward}] = idiom.Forwarding(r.MasqueradeBit, r.KeepInvalid, r.InvalidCounter)
 	if outside := r.pods().Outside(); outside != nil {
 		out[ruleset.ChainKey{Table: ruleset.NAT, Name: idiom.MarkOutside}] = outside
 	}
 	put(ruleset.NAT, idiom.Services, r.services()...)
 	put(ruleset.NAT, idiom.NodePort, r.nodePortRules()...)
+	return out
+}
+
+// accepted returns the rules that accept what IPVS is to have. It passes INPUT, where
+// many nodes drop what they do not know, and not FORWARD, as translated packets do in
+// iptables mode. What is for an address on the device and not for a Service has been
+// refused before.
+func (r renderer) accepted() []ruleset.Rule {
+	var out []ruleset.Rule
+	for _, id := range []setID{vips, balancers, balancersLocal} {
+		out = append(out, r.when(id, "", "ACCEPT"))
+	}
+	for _, s := range r.nodeAddresses() {
+		s.Comment = ""
+		for _, k := range nodePortSets() {
+			for _, id := range []setID{k.cluster, k.local} {
+				a := s
+				a.Proto, a.More = k.proto, s.More+r.inSet(id)
+				out = append(out, a.Jump("ACCEPT").Rule())
+			}
+		}
+	}
+	return out
+}
+
+// neighbours returns the rules that masquerade what pods send to endpoints of this
+// node by IPVS.
+func (r renderer) neighbours() []ruleset.Rule {
+	var out []ruleset.Rule
+	for _, p := range r.PodCIDRs {
+		out = append(out, idiom.Spec{Src: p.String()}.Jump("MASQUERADE --random-fully").Rule())
+	}
 	return out
 }
 
@@ -194,17 +235,24 @@ func (r renderer) nodeAddresses() []idiom.Spec {
 	return out
 }
 
-// nodePortRules are for what is sent to an address of the node.
-func (r renderer) nodePortRules() []ruleset.Rule {
-	var out []ruleset.Rule
-	for _, k := range []struct {
-		proto          string
-		cluster, local setID
-	}{
+// nodePortSets are the sets of node ports, by protocol and traffic policy.
+func nodePortSets() []nodePortSet {
+	return []nodePortSet{
 		{"tcp", nodePortsTCP, nodePortsLocalTCP},
 		{"udp", nodePortsUDP, nodePortsLocalUDP},
 		{"sctp", nodePortsSCTP, nodePortsLocalSCTP},
-	} {
+	}
+}
+
+type nodePortSet struct {
+	proto          string
+	cluster, local setID
+}
+
+// nodePortRules are for what is sent to an address of the node.
+func (r renderer) nodePortRules() []ruleset.Rule {
+	var out []ruleset.Rule
+	for _, k := range nodePortSets() {
 		rule := func(id setID, target string) ruleset.Rule {
 			return idiom.Spec{Proto: k.proto, More: r.inSet(id)}.Jump(target).Rule()
 		}

@@ -110,8 +110,9 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 		ExcludeCIDRs:       cfg.excludeCIDRs,
 		GracePeriod:        cfg.ipvs.gracePeriod,
 	}
-	_, problems := b.settings.BridgeNetfilter(ctx, f)
+	passes, problems := b.settings.BridgeNetfilter(ctx, f)
 	sysctl.Warn(ctx, problems)
+	rules.MasqueradeNeighbours = !passes
 	if !rules.KeepInvalid {
 		rules.InvalidCounter = node.invalidCounter(ctx, f)
 	}

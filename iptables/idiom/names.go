@@ -26,7 +26,10 @@ const (
 	IPVSFilter    = "KUBE-IPVS-FILTER"
 	IPVSOutFilter = "KUBE-IPVS-OUT-FILTER"
 	SourceRanges  = "KUBE-SOURCE-RANGES-FIREWALL"
-	External      = "KUBE-EXTERNAL" // not among kube-proxy's
+	// Those are not among kube-proxy's.
+	External   = "KUBE-EXTERNAL"
+	IPVSAccept = "KUBE-IPVS-ACCEPT"
+	Neighbours = "KUBE-NEIGHBOURS"
 	// AddressPrefix is of chains that translate external IPs.
 	AddressPrefix = "KUBE-XIP-"
 	// IPVSAccess is the comment of what leads to the two filters.
@@ -45,12 +48,12 @@ func Owned() []ruleset.ChainKey {
 		ruleset.NAT: {
 			Services, NodePorts, MarkOutside, ServicePrefix + "*", "KUBE-SVL-*",
 			ExternalPrefix + "*", "KUBE-FW-*", "KUBE-SEP-*",
-			NodePort, External, AddressPrefix + "*", "KUBE-LOAD-BALANCER",
+			NodePort, External, AddressPrefix + "*", "KUBE-LOAD-BALANCER", Neighbours,
 		},
 		ruleset.Filter: {
 			Services, ExternalServices, NodePorts, Forward, ProxyFirewall,
 			ServicePrefix + "*", ExternalPrefix + "*", "KUBE-FW-*", "KUBE-HC-*",
-			NodePort, IPVSFilter, IPVSOutFilter, SourceRanges,
+			NodePort, IPVSFilter, IPVSOutFilter, IPVSAccept, SourceRanges,
 		},
 		ruleset.Mangle: {ProxyFirewall, SourceRanges},
 	} {
@@ -93,7 +96,25 @@ func Former() []ruleset.Jump {
 	jump(ruleset.Filter, "", "kube-proxy firewall rules", ProxyFirewall, "INPUT", "FORWARD")
 	jump(ruleset.Filter, newOnly, IPVSAccess, IPVSFilter, "INPUT")
 	jump(ruleset.Filter, newOnly, IPVSAccess, IPVSOutFilter, "OUTPUT")
-	return out
+	return append(out, AcceptIPVS(), ViaIPVS("KUBE-LOOP-BACK"), ViaIPVS("KUBE-6-LOOP-BACK"))
+}
+
+// AcceptIPVS is the jump to what accepts the packets that IPVS is to have, where
+// nobody has dropped them.
+func AcceptIPVS() ruleset.Jump {
+	j := Jump(ruleset.Filter, "INPUT", "", "kubernetes ipvs forwarding rules", IPVSAccept)
+	j.Last = true
+	return j
+}
+
+// ViaIPVS is the jump to what masquerades packets that IPVS has sent to an endpoint in
+// a set of those that may reach themselves, which are the node's own.
+func ViaIPVS(set string) ruleset.Jump {
+	more := "-m ipvs --ipvs -m set --match-set " + set + " dst,dst,dst "
+	return ruleset.Jump{
+		ChainKey: ruleset.ChainKey{Table: ruleset.NAT, Name: "POSTROUTING"},
+		Rule:     Spec{Comment: "kubernetes pods on one bridge", More: more}.Jump(Neighbours).Rule(),
+	}
 }
 
 // Relics lists kube-proxy's chains that mean nothing to us. While kube-proxy
