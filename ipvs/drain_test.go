@@ -123,6 +123,8 @@ func TestDrain(t *testing.T) {
 			d.agent = d.host.agent(d.t, config(model.IPv4))
 			d.set(one)
 			d.expect("after it", one+"/1", three+"/0")
+			d.later(2*drain.Interval, one)
+			d.expect("still connected", one+"/1", three+"/0")
 			d.host.servers.SetConns(d.key, gone, 0, 0)
 			d.later(drain.Interval, one)
 			d.expect("connections have ended", one+"/1")

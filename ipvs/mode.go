@@ -95,6 +95,7 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 	staged := m.stage(d)
 	var out proxier.Report
 	s := &syncing{ctx: ctx, d: d, report: &out, now: m.now()}
+	m.servers.now = s.now
 	s.note(m.read(d.Verify, &out))
 	if s.err != nil {
 		m.engine.Stage(staged) // the next Sync has no reason to render it again

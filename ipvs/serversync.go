@@ -45,6 +45,8 @@ type serverSync struct {
 	dirty, leaving map[servers.Key]bool
 	drains         *drain.Drains
 	polled         time.Time
+	// now is when what is read is read: what is found draining has its time from then.
+	now time.Time
 	// foreign are the keys of virtual servers that are not ours and in the way.
 	foreign map[servers.Key]bool
 	// refused are the virtual servers that the kernel does not take, and why.
@@ -198,7 +200,7 @@ func (s *serverSync) sample(out *proxier.Report) bool {
 func (s *serverSync) take(st *serverState, l servers.Listed) {
 	s.classify(st, l)
 	for _, a := range st.draining {
-		s.drains.Start(l.Key, a, s.polled)
+		s.drains.Start(l.Key, a, s.now)
 	}
 }
 
