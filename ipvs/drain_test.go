@@ -224,7 +224,8 @@ func TestOthers(t *testing.T) {
 	if _, err := a.engine.Clean(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Remove(model.IPv4, Remains{Servers: &h.servers, Device: &h.device, Sets: sets, ExcludeCIDRs: cfg.ExcludeCIDRs}); err != nil || got.Objects == 0 {
+	left := NewLeftovers(model.IPv4, Remains{Servers: &h.servers, Device: &h.device, Sets: sets, ExcludeCIDRs: cfg.ExcludeCIDRs})
+	if got, err := left.Remove(h.now); err != nil || got.Objects == 0 {
 		t.Fatalf("Remove() = %v, %v", got, err)
 	}
 	if got := h.servers.Save(); got != before {

@@ -5,6 +5,7 @@ package ipvs
 import (
 	"errors"
 	"net/netip"
+	"time"
 
 	"fairlead/ipvs/servers"
 	"fairlead/nat/ipset"
@@ -23,56 +24,123 @@ type Remains struct {
 	// KeepLoops keeps the set of endpoints that may reach themselves, which another
 	// mode uses, too.
 	KeepLoops bool
+	// GracePeriod is how long virtual servers may keep their connections, 0 for not
+	// at all.
+	GracePeriod time.Duration
 }
 
-// Removed is what has gone.
+// Removed is what has gone, and what has not.
 type Removed struct {
 	Objects int
+	// Left is how many virtual servers still have connections.
+	Left int
 	// UDP is where clients could send UDP to by virtual servers.
 	UDP []netip.AddrPort
 }
 
-// Remove removes what IPVS mode, kube-proxy's too, has left in one family, rules apart,
-// which must have gone before: the virtual servers that are ours, the addresses on
-// the device, and the sets.
-func Remove(f model.Family, r Remains) (Removed, error) {
-	cfg := Config{Family: f, ExcludeCIDRs: r.ExcludeCIDRs}
-	addrs, _, err := r.Device.List()
-	if err != nil {
-		return Removed{}, err
+// Leftovers are what IPVS mode, kube-proxy's too, has left in one family, rules apart:
+// the virtual servers that are ours, the addresses on the device, and the sets. The
+// rules must have gone before, so that virtual servers get no new connections. Those
+// that have some stay until these end.
+type Leftovers struct {
+	Remains
+	cfg     Config
+	sets    *setSync
+	there   map[setID]bool
+	servers *serverSync
+	addrs   []netip.Addr
+	read    bool
+}
+
+// NewLeftovers returns what has been left in a family. Nothing is looked at yet.
+func NewLeftovers(f model.Family, r Remains) *Leftovers {
+	l := &Leftovers{Remains: r, cfg: Config{Family: f, ExcludeCIDRs: r.ExcludeCIDRs, GracePeriod: r.GracePeriod}}
+	l.sets = newSetSync(l.cfg.ipv6(), r.Sets)
+	return l
+}
+
+// Remove removes all that has no connections, or has had its time. It is to be called
+// again while something is left, or after an error.
+func (l *Leftovers) Remove(now time.Time) (Removed, error) {
+	var out Removed
+	if err := l.list(now, &out); err != nil {
+		return out, err
 	}
-	sets := newSetSync(cfg.ipv6(), r.Sets)
-	removed, errs := Removed{}, []error(nil)
-	count := func(err error) {
-		if errs = append(errs, err); err == nil {
-			removed.Objects++
+	busy := map[netip.Addr]bool{}
+	var errs []error
+	if l.servers != nil {
+		before := len(l.servers.all)
+		sy := &syncing{d: proxier.Desired{Prune: true}, report: &proxier.Report{}, now: now}
+		errs = append(errs, l.servers.add(sy), l.servers.remove(sy))
+		for key := range l.servers.all {
+			busy[key.Addr] = true
 		}
+		out.Left = len(l.servers.all)
+		out.Objects += before - out.Left
 	}
-	there := sets.list()
-	onDevice := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		if onDevice[a] = true; cfg.excluded(a) {
-			continue
-		}
-		count(r.Device.Remove(a))
-	}
-	if r.Servers != nil {
-		s := newServerSync(cfg, r.Servers, nil)
-		ours := func(p place) bool { return onDevice[p.Addr] || sets.found(p) }
-		errs = append(errs, s.list(&proxier.Report{}, ours))
-		removed.UDP = s.adoptedUDP
-		for key := range s.all {
-			if err := r.Servers.Delete(key); !errors.Is(err, servers.ErrNoServer) {
-				count(err)
+	var stay []netip.Addr
+	for _, a := range l.addrs {
+		if !busy[a] {
+			if err := l.Device.Remove(a); err == nil {
+				out.Objects++
+				continue
+			} else {
+				errs = append(errs, err)
 			}
 		}
+		stay = append(stay, a)
 	}
-	for id := range there {
-		if id != loopBack || !r.KeepLoops {
-			count(sets.sets[id].kernel.Destroy())
+	l.addrs = stay
+	if err := errors.Join(errs...); err != nil || out.Left > 0 {
+		return out, err // by the sets a later agent knows what is ours
+	}
+	return out, l.destroySets(&out)
+}
+
+// list reads what there is, the first time.
+func (l *Leftovers) list(now time.Time, out *Removed) error {
+	if l.read {
+		return nil
+	}
+	addrs, _, err := l.Device.List()
+	if err != nil {
+		return err
+	}
+	l.there = l.sets.list()
+	onDevice := map[netip.Addr]bool{}
+	l.addrs = nil
+	for _, a := range addrs {
+		if onDevice[a] = true; !l.cfg.excluded(a) {
+			l.addrs = append(l.addrs, a)
 		}
 	}
-	return removed, errors.Join(errs...)
+	if l.Servers != nil {
+		s := newServerSync(l.cfg, l.Servers, func(servers.Key, int) {})
+		s.now = now
+		ours := func(p place) bool { return onDevice[p.Addr] || l.sets.found(p) }
+		if err := s.list(&proxier.Report{}, ours); err != nil {
+			return err
+		}
+		l.servers, out.UDP = s, s.adoptedUDP
+	}
+	l.read = true
+	return nil
+}
+
+func (l *Leftovers) destroySets(out *Removed) error {
+	var errs []error
+	for id := range l.there {
+		if id == loopBack && l.KeepLoops {
+			continue
+		}
+		if err := l.sets.sets[id].kernel.Destroy(); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		delete(l.there, id)
+		out.Objects++
+	}
+	return errors.Join(errs...)
 }
 
 // list reads the sets that there are, and leaves those out that cannot be read.

@@ -81,7 +81,7 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 		errs = append(errs, removeNftables(ctx, f))
 	}
 	for _, f := range model.Families() {
-		if _, err := removeIPVS(f, excluded, true); err != nil {
+		if err := removeIPVS(f, excluded, true); err != nil {
 			errs = append(errs, fmt.Errorf("clean up IPVS, %s: %w", f, err))
 		}
 	}

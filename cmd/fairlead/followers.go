@@ -21,7 +21,10 @@ import (
 // flows cuts the UDP flows of one family that the rules have left behind.
 type flows struct {
 	// adopters are asked once, at the first time at which flows may be cut.
-	adopters   []adopter
+	adopters []adopter
+	// moved returns, once, where flows went by something that has gone since; it may
+	// be nil.
+	moved      func() []netip.AddrPort
 	ports      *hostPorts
 	table      *conntrack.Table
 	reconciler *conntrack.Reconciler
@@ -29,9 +32,10 @@ type flows struct {
 
 var _ proxier.Follower = (*flows)(nil)
 
-func newFlows(f model.Family, adopters []adopter, ports *hostPorts, metrics *conntrack.Metrics) *flows {
+func newFlows(f model.Family, own served, ports *hostPorts, metrics *conntrack.Metrics) *flows {
 	return &flows{
-		adopters:   adopters,
+		adopters:   own.adopters,
+		moved:      own.moved,
 		ports:      ports,
 		table:      conntrack.NewTable(),
 		reconciler: conntrack.New(conntrack.Config{Family: f, Kernel: conntrack.Netlink{}, Metrics: metrics}),
@@ -58,6 +62,11 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 		}
 	}
 	w.adopters = nil
+	if w.moved != nil {
+		for _, ap := range w.moved() {
+			w.table.Moved(conntrack.Frontend{Addr: ap.Addr(), Port: ap.Port()})
+		}
+	}
 	if d.Verify {
 		w.table.Recheck()
 	}

@@ -160,56 +160,84 @@ type ipvsLeftovers struct {
 	device    *atomic.Int32
 	exclude   []netip.Prefix
 	keepLoops bool
-	done      bool
+	// grace is how long connections by IPVS may go on.
+	grace time.Duration
+	done  bool
+	// left is what there still is, once that is known.
+	left   *ipvs.Leftovers
+	closed func()
 	// udp is where clients could send UDP to by virtual servers that have gone.
 	udp []netip.AddrPort
 }
 
-var (
-	_ proxier.Follower = (*ipvsLeftovers)(nil)
-	_ adopter          = (*ipvsLeftovers)(nil)
-)
+var _ proxier.Follower = (*ipvsLeftovers)(nil)
 
-// AdoptedUDP implements adopter, once Follow has removed what there was.
-func (l *ipvsLeftovers) AdoptedUDP() []netip.AddrPort { return l.udp }
+// moved returns where clients could send UDP to by the virtual servers that have gone
+// since it was called last.
+func (l *ipvsLeftovers) moved() []netip.AddrPort {
+	udp := l.udp
+	l.udp = nil
+	return udp
+}
 
 // Follow implements proxier.Follower.
-func (l *ipvsLeftovers) Follow(ctx context.Context, d proxier.Desired) error {
+func (l *ipvsLeftovers) Follow(ctx context.Context, d proxier.Desired) (err error) {
 	if l.done || !d.Prune {
 		return nil
 	}
-	removed, err := removeIPVS(l.family, l.exclude, l.keepLoops)
+	if l.left == nil {
+		if l.left, l.closed, err = openIPVS(l.family, ipvs.Remains{ExcludeCIDRs: l.exclude, KeepLoops: l.keepLoops, GracePeriod: l.grace}); err != nil {
+			return err
+		}
+	}
+	removed, err := l.left.Remove(time.Now())
 	l.udp = append(l.udp, removed.UDP...)
 	if removed.Objects > 0 {
-		klog.FromContext(ctx).Info("Removed what IPVS mode had left", "ipFamily", l.family, "objects", removed.Objects)
+		klog.FromContext(ctx).Info("Removed what IPVS mode had left", "ipFamily", l.family, "objects", removed.Objects, "withConnections", removed.Left)
 	}
-	if l.done = err == nil; l.done && l.device.Add(-1) == 0 {
+	if err != nil || removed.Left > 0 {
+		return err
+	}
+	l.done = true
+	l.closed()
+	if l.device.Add(-1) == 0 {
 		err = removeDevice()
 	}
 	return err
 }
 
-// removeIPVS removes virtual servers, addresses and sets of IPVS mode from a family.
+// removeIPVS removes virtual servers, addresses and sets of IPVS mode from a family at
+// once.
+func removeIPVS(f model.Family, exclude []netip.Prefix, keepLoops bool) error {
+	left, closed, err := openIPVS(f, ipvs.Remains{ExcludeCIDRs: exclude, KeepLoops: keepLoops})
+	if err != nil {
+		return err
+	}
+	defer closed()
+	_, err = left.Remove(time.Now())
+	return err
+}
+
+// openIPVS opens what IPVS mode may have left in a family, until closed is called.
 // Where IPVS is not loaded, there are no virtual servers.
-func removeIPVS(f model.Family, exclude []netip.Prefix, keepLoops bool) (ipvs.Removed, error) {
-	k := ipvs.Remains{Sets: ipvsSets(f), ExcludeCIDRs: exclude, KeepLoops: keepLoops}
+func openIPVS(f model.Family, k ipvs.Remains) (_ *ipvs.Leftovers, closed func(), err error) {
+	k.Sets, closed = ipvsSets(f), func() {}
 	if _, err := os.Stat("/proc/net/ip_vs"); err == nil {
 		s, err := servers.New(f == model.IPv6)
 		if err != nil && !errors.Is(err, servers.ErrNotSupported) {
-			return ipvs.Removed{}, err
+			return nil, nil, err
 		}
 		if err == nil {
-			defer s.Close()
-			k.Servers = s
+			k.Servers, closed = s, func() { s.Close() }
 		}
 	}
 	dev, err := device.New(device.Name, f == model.IPv6)
 	if err != nil {
-		return ipvs.Removed{}, err
+		return nil, nil, err
 	}
-	defer dev.Close()
 	k.Device = dev
-	return ipvs.Remove(f, k)
+	closeServers := closed
+	return ipvs.NewLeftovers(f, k), func() { closeServers(); dev.Close() }, nil
 }
 
 // removeDevice removes the device, which both families have had, unless there are

@@ -37,6 +37,9 @@ type served struct {
 	// followers are those of this mode alone, and adopters tell what was there before.
 	followers []proxier.Follower
 	adopters  []adopter
+	// moved returns, once, where UDP flows went by something that has gone since; it
+	// may be nil.
+	moved func() []netip.AddrPort
 }
 
 // adopter tells what it has found.
@@ -113,8 +116,10 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	watched(engine, w)
 	engine.Use(reading)
 	mode := iptables.New(rules, engine, node.sets[f], loops, b.metrics)
-	left := &ipvsLeftovers{family: f, device: &b.device, exclude: cfg.excludeCIDRs, keepLoops: rules.Compact}
+	left := &ipvsLeftovers{
+		family: f, device: &b.device, exclude: cfg.excludeCIDRs, keepLoops: rules.Compact, grace: cfg.ipvs.gracePeriod,
+	}
 	return served{
-		mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{left}, adopters: []adopter{mode, left},
+		mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{left}, adopters: []adopter{mode}, moved: left.moved,
 	}, nil
 }

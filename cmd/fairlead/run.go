@@ -83,7 +83,7 @@ func run(ctx context.Context, cfg *config) error {
 			return err
 		}
 		pods, ports := beside.podEgress(ctx, f, own.engine), beside.hostPorts(ctx, f, own.engine)
-		followers := append(own.followers, &leftovers{family: f}, newFlows(f, own.adopters, ports, flowMetrics), checks, small.follower(), pods,
+		followers := append(own.followers, &leftovers{family: f}, newFlows(f, own, ports, flowMetrics), checks, small.follower(), pods,
 			servicesOwned{beside.owns.of(ctx, f, ownsServices)})
 		if f == model.IPv4 && (cfg.localhostNodePorts || cfg.hostPortsLocalhost) {
 			followers = append(followers, &localnet{settings: settings, nodePorts: cfg.localhostNodePorts, hostPorts: cfg.hostPortsLocalhost})

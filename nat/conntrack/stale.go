@@ -35,7 +35,8 @@ func (f *Flow) translated() bool { return f.ReplySrc != f.Dst }
 //
 //   - to a frontend that has endpoints, and answered by none of them, which
 //     may be because it was never translated,
-//   - to a frontend that has no endpoints, or that is gone, and translated.
+//   - to a frontend that has no endpoints, or that is gone, and translated,
+//   - translated, but by something that has gone.
 func Stale(flows iter.Seq[Flow], t *Table) []Flow {
 	var out []Flow
 	for f := range flows {
@@ -48,6 +49,9 @@ func Stale(flows iter.Seq[Flow], t *Table) []Flow {
 
 func (t *Table) stale(f *Flow) bool {
 	at := Frontend{f.Dst.Addr(), f.Dst.Port()}
+	if t.moved[at] && f.translated() {
+		return true
+	}
 	entries := t.frontends[at]
 	node := t.isNodeAddr(at.Addr)
 	if entries == nil && node { // rules for an address and port come before those for node ports

@@ -35,6 +35,8 @@ type Table struct {
 	nodeAddrs []netip.Addr
 	// gone are the frontends that were there when flows were last looked at.
 	gone map[Frontend]bool
+	// moved are those to which flows were translated by something that has gone.
+	moved map[Frontend]bool
 	// due is set if there can be flows to cut since something has changed, and
 	// once while flows have been looked at no more than once since. Then recheck
 	// is set if they are to be looked at again.
@@ -54,6 +56,7 @@ func NewTable() *Table {
 		entries:   map[string]*entry{},
 		frontends: map[Frontend][]*entry{},
 		gone:      map[Frontend]bool{},
+		moved:     map[Frontend]bool{},
 		due:       true,
 	}
 }
@@ -159,13 +162,24 @@ func (t *Table) Adopt(frontends ...Frontend) {
 	}
 }
 
+// Moved tells of frontends to which something else than rules has translated flows, and
+// does so no more: IPVS. No rule is asked about packets of these flows, even if they
+// went where they would go now.
+func (t *Table) Moved(frontends ...Frontend) {
+	for _, f := range frontends {
+		t.moved[f], t.due = true, true
+	}
+}
+
 // Recheck makes flows due to be looked at a second time since something has
 // changed: a packet that was on its way while the rules changed may have begun
 // a flow by the old ones after flows were looked at.
 func (t *Table) Recheck() { t.recheck = t.once }
 
 // Due tells whether there can be flows to cut.
-func (t *Table) Due() bool { return (t.due || t.recheck) && len(t.frontends)+len(t.gone) > 0 }
+func (t *Table) Due() bool {
+	return (t.due || t.recheck) && len(t.frontends)+len(t.gone)+len(t.moved) > 0
+}
 
 // settled notes that no flow is stale any more.
 func (t *Table) settled() {
@@ -177,6 +191,7 @@ func (t *Table) settled() {
 	}
 	t.due, t.recheck = false, false
 	clear(t.gone)
+	clear(t.moved)
 }
 
 // newEntry returns nil where there are no frontends.
