@@ -123,7 +123,7 @@ func TestKernelNoIptables(t *testing.T) {
 // everything else works.
 func TestKernelBadManifests(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l := newLab(t)
@@ -133,7 +133,7 @@ func TestKernelBadManifests(t *testing.T) {
 	bad.Spec.ClusterIPs, bad.Spec.ClusterIP = []string{"300.1.2.3"}, "300.1.2.3"
 	dir.write("bad.yaml", bad)
 	dir.write("web.yaml", web(l, node.Pods[0])...)
-	a := startAgent(ctx, t, node, lab.NFT, "--manifests", dir.path)
+	a := startAgent(ctx, t, node, oneVariant(), "--manifests", dir.path)
 	a.waitSynced(ctx, 0)
 	a.waitLog(ctx, 0, 1, "default/bad", "300.1.2.3")
 	working := func(when string) {

@@ -40,12 +40,12 @@ func bridgeLab(t *testing.T) (*lab.Lab, *directory) {
 // one bridge send to each other, the agent makes it do so.
 func TestKernelBridgeNetfilter(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l, dir := bridgeLab(t)
 	node := l.Nodes[0]
-	startAgent(ctx, t, node, lab.NFT, "--manifests", dir.path).waitSynced(ctx, 0)
+	startAgent(ctx, t, node, oneVariant(), "--manifests", dir.path).waitSynced(ctx, 0)
 	for _, f := range families() {
 		checkSpread(ctx, t, webProbe(node.Pods[1], f, "tcp"), map[string]netip.Addr{node.Pods[0].Label: node.Pods[1].Addr(f)})
 	}

@@ -15,7 +15,7 @@ import (
 // settings.
 func TestKernelFlags(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l := newLab(t)
@@ -50,9 +50,9 @@ func TestKernelFlags(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a := startAgent(ctx, t, node, lab.NFT, append([]string{"--manifests", dir.path}, c.args...)...)
+			a := startAgent(ctx, t, node, oneVariant(), append([]string{"--manifests", dir.path}, c.args...)...)
 			a.waitSynced(ctx, 0)
-			rules := save(ctx, t, node, lab.NFT)
+			rules := save(ctx, t, node, oneVariant())
 			for _, part := range c.has {
 				if !strings.Contains(rules, part) {
 					t.Errorf("rules without %q", part)

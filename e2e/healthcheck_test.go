@@ -23,7 +23,7 @@ import (
 // nor others, and answers once it is free.
 func TestKernelHealthCheckPortTaken(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l := newLab(t)
@@ -40,7 +40,7 @@ func TestKernelHealthCheckPortTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	a := startAgent(ctx, t, node, lab.NFT, "--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"))
+	a := startAgent(ctx, t, node, oneVariant(), "--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"))
 	a.waitSynced(ctx, 0)
 	e := nextEvent(ctx, t, events)
 	if e.Regarding.Kind != "Service" || e.Regarding.Name != "web" || e.Regarding.UID == "" || e.Type != corev1.EventTypeWarning ||

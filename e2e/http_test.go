@@ -16,13 +16,13 @@ import (
 // kube-proxy does, and profiles only when asked to.
 func TestKernelHTTP(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l := newLab(t)
 	dir := newDirectory(t)
 	dir.write("web.yaml", web(l, l.Nodes[0].Pods[0])...)
-	a := startAgent(ctx, t, l.Nodes[0], lab.NFT, "--manifests", dir.path)
+	a := startAgent(ctx, t, l.Nodes[0], oneVariant(), "--manifests", dir.path)
 	a.waitSynced(ctx, 0)
 
 	t.Run("healthz and livez", func(t *testing.T) {
@@ -50,7 +50,7 @@ func TestKernelHTTP(t *testing.T) {
 			t.Errorf("got %d, want 404", status)
 		}
 		a.stop()
-		a = startAgent(ctx, t, l.Nodes[0], lab.NFT, "--manifests", dir.path, "--profiling")
+		a = startAgent(ctx, t, l.Nodes[0], oneVariant(), "--manifests", dir.path, "--profiling")
 		a.waitSynced(ctx, 0)
 		if status, _ := fetch(ctx, t, a, "http://127.0.0.1:10249/debug/pprof/"); status != http.StatusOK {
 			t.Errorf("with --profiling: got %d, want 200", status)
@@ -63,12 +63,12 @@ func TestKernelHTTP(t *testing.T) {
 // (docs/differences.md).
 func TestKernelMetrics(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l := newLab(t)
 	// A directory that does not exist: not listed yet, so nothing is synced.
-	a := startAgent(ctx, t, l.Nodes[0], lab.NFT, "--manifests", "/nonexistent")
+	a := startAgent(ctx, t, l.Nodes[0], oneVariant(), "--manifests", "/nonexistent")
 	a.waitLog(ctx, 0, 1, "/nonexistent")
 	a.waitLog(ctx, 0, 1, "10249")
 	_, body := fetch(ctx, t, a, "http://127.0.0.1:10249/metrics")

@@ -14,17 +14,17 @@ import (
 // period says so.
 func TestKernelHealthLate(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l := newLab(t)
 	dir := newDirectory(t)
 	dir.write("web.yaml", web(l, l.Nodes[0].Pods[0])...)
 	commands := newLoggedCommands(t)
-	begun := commands.slowRestore(lab.NFT)
+	begun := commands.slowRestore(oneVariant())
 	const period = time.Second
 	start := time.Now()
-	a := startAgentEnv(ctx, t, l.Nodes[0], lab.NFT, []string{commands.path()},
+	a := startAgentEnv(ctx, t, l.Nodes[0], oneVariant(), []string{commands.path()},
 		"--manifests", dir.path, "--iptables-sync-period", period.String())
 	begun()
 	a.waitLog(ctx, 0, 1, "Serving HTTP", "10256")

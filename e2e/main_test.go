@@ -85,6 +85,15 @@ func newLab(t *testing.T) *lab.Lab {
 	return l
 }
 
+// oneVariant is the variant for what is the same with either. A kernel that has IPVS
+// may have NAT for the legacy one alone.
+func oneVariant() lab.Variant {
+	if *proxyMode == "ipvs" {
+		return lab.Legacy
+	}
+	return lab.NFT
+}
+
 // forVariants runs a test with either variant of iptables, each in a lab of
 // its own.
 func forVariants(t *testing.T, test func(t *testing.T, l *lab.Lab, v lab.Variant)) {

@@ -41,7 +41,7 @@ const healthPort = 30099
 // addresses. Packets for 127.0.0.1 are routed only where it is one of these.
 func TestKernelNodePortAddresses(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l, dir := nodePortLab(t)
@@ -64,7 +64,7 @@ func TestKernelNodePortAddresses(t *testing.T) {
 		{"loopback", []string{"127.0.0.0/8"}, []netip.Addr{loopback}, []netip.Addr{node.Addr(four), node.Addr(six)}, "1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a := startAgent(ctx, t, node, lab.NFT, append([]string{"--manifests", dir.path, "--nodeport-addresses"}, c.args...)...)
+			a := startAgent(ctx, t, node, oneVariant(), append([]string{"--manifests", dir.path, "--nodeport-addresses"}, c.args...)...)
 			a.waitSynced(ctx, 0)
 			for ip, want := range outcomes(c.answer, c.not) {
 				p := lab.Probe{From: asker(l, ip), Network: "tcp", To: netip.AddrPortFrom(ip, 30080)}
@@ -124,12 +124,12 @@ func connects(ctx context.Context, t *testing.T, from *lab.NS, to netip.AddrPort
 // ports at once, if it is one that they answer on.
 func TestKernelNodePortsFollowAddresses(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l, dir := nodePortLab(t)
 	node := l.Nodes[0]
-	a := startAgent(ctx, t, node, lab.NFT, "--manifests", dir.path, "--nodeport-addresses", "192.0.2.0/24")
+	a := startAgent(ctx, t, node, oneVariant(), "--manifests", dir.path, "--nodeport-addresses", "192.0.2.0/24")
 	a.waitSynced(ctx, 0)
 	extra := netip.MustParsePrefix("192.0.2.77/24")
 	if err := node.AddAddr("eth0", extra); err != nil {
@@ -140,7 +140,7 @@ func TestKernelNodePortsFollowAddresses(t *testing.T) {
 		t.Errorf("an address that was added: %v", err)
 	}
 	a.stop()
-	a = startAgent(ctx, t, node, lab.NFT, "--manifests", dir.path, "--nodeport-addresses", "primary")
+	a = startAgent(ctx, t, node, oneVariant(), "--manifests", dir.path, "--nodeport-addresses", "primary")
 	a.waitSynced(ctx, 0)
 	if r := p.Once(ctx); r.Outcome != lab.Refused {
 		t.Errorf("an address that is not primary: %s, want refused", r)
@@ -151,12 +151,12 @@ func TestKernelNodePortsFollowAddresses(t *testing.T) {
 // gets nothing of what is for the Service.
 func TestKernelNodePortsHoldNoSocket(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l, dir := nodePortLab(t)
 	node := l.Nodes[0]
-	startAgent(ctx, t, node, lab.NFT, "--manifests", dir.path).waitSynced(ctx, 0)
+	startAgent(ctx, t, node, oneVariant(), "--manifests", dir.path).waitSynced(ctx, 0)
 	if _, err := node.EchoPort(ctx, 30080); err != nil {
 		t.Errorf("listen on a node port: %v", err)
 	}
@@ -172,7 +172,7 @@ func TestKernelNodePortsHoldNoSocket(t *testing.T) {
 // address, and others take the node's.
 func TestKernelLocalDetection(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l := newLab(t)
@@ -191,7 +191,7 @@ func TestKernelLocalDetection(t *testing.T) {
 		{"--detect-local-mode", "InterfaceNamePrefix", "--pod-interface-name-prefix", "cni"},
 	} {
 		t.Run(args[1], func(t *testing.T) {
-			a := startAgent(ctx, t, node, lab.NFT, append([]string{"--manifests", dir.path}, args...)...)
+			a := startAgent(ctx, t, node, oneVariant(), append([]string{"--manifests", dir.path}, args...)...)
 			a.waitSynced(ctx, 0)
 			for _, f := range families() {
 				bridge := node.PodCIDR(f).Addr().Next()

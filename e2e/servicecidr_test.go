@@ -25,7 +25,7 @@ import (
 // ServiceCIDRs, as an older agent's, take nothing else away.
 func TestKernelServiceCIDRs(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l := newLab(t)
@@ -40,7 +40,7 @@ func TestKernelServiceCIDRs(t *testing.T) {
 	create(ctx, t, api, append(objs, nodeObject(node.Label))...)
 	events := watchEvents(ctx, t, api, "FairleadRefused")
 
-	a := startAgent(ctx, t, node, lab.NFT, "--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"))
+	a := startAgent(ctx, t, node, oneVariant(), "--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"))
 	a.waitSynced(ctx, 0)
 	at := func(addr string) lab.Probe {
 		return lab.Probe{From: node.Pods[1], Network: "tcp", To: netip.AddrPortFrom(netip.MustParseAddr(addr), httpPort)}

@@ -116,7 +116,7 @@ func updates() []update {
 // that has seen only the objects as they are then.
 func TestKernelUpdates(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l := newLab(t)
@@ -143,13 +143,13 @@ func TestKernelUpdates(t *testing.T) {
 		}
 		dir.write("all.yaml", objects()...)
 		if a == nil {
-			a = startAgent(ctx, t, l.Nodes[0], lab.NFT, "--manifests", dir.path)
+			a = startAgent(ctx, t, l.Nodes[0], oneVariant(), "--manifests", dir.path)
 			a.waitSynced(ctx, 0)
 		}
 		want := afresh(ctx, t, l, dir)
 		states[want] = true
 		if !waitRules(ctx, t, l.Nodes[0], want) {
-			t.Errorf("%s (-afresh +updated):\n%s", u.name, cmp.Diff(want, save(ctx, t, l.Nodes[0], lab.NFT)))
+			t.Errorf("%s (-afresh +updated):\n%s", u.name, cmp.Diff(want, save(ctx, t, l.Nodes[0], oneVariant())))
 		}
 	}
 	// Some lead back to where the rules were before; most do not.
@@ -165,10 +165,10 @@ func afresh(ctx context.Context, t *testing.T, l *lab.Lab, dir *directory) strin
 	t.Helper()
 	other := l.Nodes[1]
 	cleanUp(ctx, t, other)
-	a := startAgent(ctx, t, other, lab.NFT, "--manifests", dir.path, "--hostname-override", l.Nodes[0].Label)
+	a := startAgent(ctx, t, other, oneVariant(), "--manifests", dir.path, "--hostname-override", l.Nodes[0].Label)
 	a.waitSynced(ctx, 0)
 	a.stop()
-	return save(ctx, t, other, lab.NFT)
+	return save(ctx, t, other, oneVariant())
 }
 
 // waitRules waits until a node has these rules, for a while: what changes may
@@ -176,7 +176,7 @@ func afresh(ctx context.Context, t *testing.T, l *lab.Lab, dir *directory) strin
 func waitRules(ctx context.Context, t *testing.T, n *lab.Node, want string) bool {
 	t.Helper()
 	for range 50 {
-		if save(ctx, t, n, lab.NFT) == want {
+		if save(ctx, t, n, oneVariant()) == want {
 			return true
 		}
 	}

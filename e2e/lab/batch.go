@@ -86,8 +86,8 @@ func (b *batch) open(a *attempt) (err error) {
 			return err
 		}
 	}
-	if b.probe.Source.IsValid() {
-		if err := unix.Bind(a.fd, sockaddr(netip.AddrPortFrom(b.probe.Source, 0))); err != nil {
+	if from, bound := b.probe.local(); bound {
+		if err := unix.Bind(a.fd, sockaddr(from)); err != nil {
 			return err
 		}
 	}

@@ -87,8 +87,10 @@ type Probe struct {
 	// To is whom it asks.
 	To netip.AddrPort
 	// Source is the client's address where it has several; else the kernel
-	// chooses. The source port is a new one for each request.
+	// chooses. The source port is a new one for each request, of Ports if those are
+	// given.
 	Source netip.Addr
+	Ports  *Ports
 	// Timeout bounds one request. The default is 900 ms.
 	Timeout time.Duration
 }

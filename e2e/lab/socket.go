@@ -63,8 +63,7 @@ func (ns *NS) Dial(ctx context.Context, network, addr string) (net.Conn, error) 
 // dial connects the probe's socket; the thread is in the namespace.
 func (p Probe) dial(ctx context.Context) (net.Conn, error) {
 	d := net.Dialer{KeepAlive: -1, Control: hearICMP}
-	if p.Source.IsValid() {
-		from := netip.AddrPortFrom(p.Source, 0)
+	if from, bound := p.local(); bound {
 		if p.Network == "udp" {
 			d.LocalAddr = net.UDPAddrFromAddrPort(from)
 		} else {

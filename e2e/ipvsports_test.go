@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"net/netip"
+	"strconv"
+	"testing"
+
+	"fairlead/e2e/lab"
+	"fairlead/proxier/model"
+)
+
+// TestKernelIPVSSourcePorts: a connection that has a node port's number for its source
+// port gets its answers, which are for an address of the node and that port, where
+// there is a virtual server. What is masqueraded is made to have that port.
+func TestKernelIPVSSourcePorts(t *testing.T) {
+	l, v := ipvsLab(t)
+	ctx := testContext(t)
+	node, pod, client := l.Nodes[0], l.Nodes[0].Pods[1], l.Client
+	if err := l.RouteClient(node, netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8:f::/64")); err != nil {
+		t.Fatal(err)
+	}
+	dir := newDirectory(t)
+	dir.write("web.yaml", exposed(l, l.Nodes[1].Pods[0])...)
+	startEgress(ctx, t, l, v, "--proxy-mode", "ipvs", "--manifests", dir.path, "--non-masquerade-cidrs", nodesExempt)
+	taken := map[string]uint16{"tcp": 30080, "udp": dnsNodePort}
+	for _, f := range families() {
+		for network, port := range taken {
+			for _, match := range [][]string{
+				{"-m", "mark", "--mark", "0x4000/0x4000"},
+				{"-s", pod.Addr(f).String(), "-d", client.Addr(f).String()},
+			} {
+				args := append([]string{"-t", "nat", "-I", "POSTROUTING", "-p", network}, match...)
+				args = append(args, "-j", "MASQUERADE", "--to-ports", strconv.Itoa(int(port)))
+				if err := node.Iptables(ctx, v, f, args...); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	forFlows(t, func(t *testing.T, f model.Family, network string) {
+		port := taken[network]
+		service := udpAddrs(l, f) // the addresses are those of TCP, too
+		at := func(kind string) netip.AddrPort {
+			switch {
+			case kind == "node port":
+				return netip.AddrPortFrom(node.Addr(f), port)
+			case network == "tcp":
+				return netip.AddrPortFrom(service[kind].Addr(), httpPort)
+			}
+			return service[kind]
+		}
+		for _, tt := range []struct {
+			name  string
+			probe lab.Probe
+			own   bool // the port is the client's
+		}{
+			{"node to a cluster IP", lab.Probe{From: node.NS, To: at("cluster IP")}, false},
+			{"client to a cluster IP", lab.Probe{From: client, To: at("cluster IP")}, false},
+			{"client to a node port", lab.Probe{From: client, To: at("node port")}, false},
+			{"node to its node port", lab.Probe{From: node.NS, To: at("node port")}, false},
+			{"client to a load balancer", lab.Probe{From: client, To: at("load balancer IP")}, false},
+			{"client to an external IP", lab.Probe{From: client, To: at("external IP")}, false},
+			{"pod to the outside", lab.Probe{From: pod, To: netip.AddrPortFrom(client.Addr(f), outsidePort)}, false},
+			{"node to the outside", lab.Probe{From: node.NS, To: netip.AddrPortFrom(client.Addr(f), outsidePort)}, true},
+			{"node to a pod elsewhere", lab.Probe{From: node.NS, To: netip.AddrPortFrom(l.Nodes[1].Pods[0].Addr(f), outsidePort)}, true},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				if err := node.FlushConntrack(); err != nil { // one port is for one connection at a time
+					t.Fatal(err)
+				}
+				p := tt.probe
+				p.Network = network
+				if tt.own {
+					p.Ports = lab.NewPorts(port, port)
+				}
+				r := p.Once(ctx)
+				if r.Outcome != lab.Answered {
+					t.Fatalf("%s: %s", p, r)
+				}
+				if r.Source.Port() != port {
+					t.Errorf("%s: came from port %d, the test needs %d", p, r.Source.Port(), port)
+				}
+			})
+		}
+	})
+}
