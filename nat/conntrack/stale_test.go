@@ -201,6 +201,26 @@ func TestStale(t *testing.T) {
 	}
 }
 
+// TestMoved: of flows that something has translated that has gone, none goes on, even to
+// an endpoint, and no other flow is touched.
+func TestMoved(t *testing.T) {
+	table := NewTable()
+	table.Set("web", fronts(vip), aps(ep1))
+	table.settled()
+	table.Moved(fronts(vip)...)
+	if !table.Due() {
+		t.Error("no flow is due to be looked at")
+	}
+	flows := []Flow{flow(vip, ep1), flow("10.96.0.11:53", ep1), flow("10.96.0.11:53", "10.96.0.11:53")}
+	if got := Stale(slices.Values(flows), table); len(got) != 1 || got[0] != flows[0] {
+		t.Errorf("stale are %v, want the first of %v", got, flows)
+	}
+	table.settled()
+	if got := Stale(slices.Values(flows), table); len(got) > 0 {
+		t.Errorf("stale again: %v", got)
+	}
+}
+
 func TestSetService(t *testing.T) {
 	name := model.ServicePortName{Service: model.ObjectKey{Namespace: "kube-system", Name: "dns"}, Port: "dns", Protocol: model.UDP}
 	port := &model.ServicePort{
