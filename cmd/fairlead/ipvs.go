@@ -32,11 +32,12 @@ type ipvsBackend struct {
 	node     *nodeKernel
 	settings *sysctl.Settings
 	servers  map[model.Family]*servers.Kernel
+	reserved *reservedPorts
 }
 
 // newIPVSBackend finds out whether this node can have IPVS mode.
 func newIPVSBackend(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings) (*ipvsBackend, error) {
-	b := &ipvsBackend{cfg: cfg, node: node, settings: settings, servers: map[model.Family]*servers.Kernel{}}
+	b := &ipvsBackend{cfg: cfg, node: node, settings: settings, servers: map[model.Family]*servers.Kernel{}, reserved: newReservedPorts(sysctl.NewReservedPorts(settings))}
 	for _, f := range node.families {
 		k, err := servers.New(f == model.IPv6)
 		if err != nil {
@@ -54,9 +55,14 @@ func newIPVSBackend(ctx context.Context, cfg *config, node *nodeKernel, settings
 	return b, b.servers[node.families[0]].SetTimeouts(cfg.ipvs.timeouts)
 }
 
+// schedulers tells which of these the kernel has.
+type schedulers interface {
+	Schedulers(names ...string) ([]string, error)
+}
+
 // probeScheduler makes sure that the kernel has the scheduler of Services that do not
 // name one.
-func probeScheduler(k *servers.Kernel, name string) error {
+func probeScheduler(k schedulers, name string) error {
 	if found, err := k.Schedulers(name); err != nil || len(found) > 0 {
 		return err
 	}
@@ -70,7 +76,7 @@ func probeScheduler(k *servers.Kernel, name string) error {
 // hasScheduler returns a function that asks the kernel once for each scheduler, when a
 // Service names it: to ask loads its module. What cannot be asked is taken to be there,
 // so that making the virtual server says what is wrong.
-func hasScheduler(ctx context.Context, k *servers.Kernel) func(name string) bool {
+func hasScheduler(ctx context.Context, k schedulers) func(name string) bool {
 	known := map[string]bool{}
 	return func(name string) bool {
 		has, ok := known[name]
@@ -127,7 +133,8 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 	mode := ipvs.New(rules, ipvs.Kernel{
 		Servers: b.servers[f], Device: dev, Rules: engine, Now: time.Now, Set: ipvsSets(f),
 	})
-	return served{mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{&clientSets{family: f}}, adopters: []adopter{mode}}, nil
+	followers := []proxier.Follower{&clientSets{family: f}, b.reserved.family(f)}
+	return served{mode: mode, engine: engine, watcher: w, followers: followers, adopters: []adopter{mode}}, nil
 }
 
 // ipvsSets opens the sets of a family.
