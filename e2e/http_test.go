@@ -41,8 +41,8 @@ func TestKernelHTTP(t *testing.T) {
 		}
 	})
 	t.Run("proxyMode", func(t *testing.T) {
-		if status, body := fetch(ctx, t, a, "http://127.0.0.1:10249/proxyMode"); status != 200 || body != "iptables" {
-			t.Errorf("got %d %q, want 200 iptables", status, body)
+		if status, body := fetch(ctx, t, a, "http://127.0.0.1:10249/proxyMode"); status != 200 || body != *proxyMode {
+			t.Errorf("got %d %q, want 200 %s", status, body, *proxyMode)
 		}
 	})
 	t.Run("no profiles unless asked for", func(t *testing.T) {

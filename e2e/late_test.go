@@ -25,7 +25,7 @@ func TestKernelHealthLate(t *testing.T) {
 	const period = time.Second
 	start := time.Now()
 	a := startAgentEnv(ctx, t, l.Nodes[0], oneVariant(), []string{commands.path()},
-		"--manifests", dir.path, "--iptables-sync-period", period.String())
+		"--manifests", dir.path, "--"+*proxyMode+"-sync-period", period.String())
 	begun()
 	a.waitLog(ctx, 0, 1, "Serving HTTP", "10256")
 	for _, path := range []string{"healthz", "livez"} {

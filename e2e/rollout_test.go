@@ -168,13 +168,13 @@ func startRollout(ctx context.Context, t *testing.T, l *lab.Lab, v lab.Variant) 
 	return r
 }
 
-// clientsAtOnce are how many clients the machine serves well within the time that they
-// wait: the kernel that has IPVS has one CPU, and is slow.
-func clientsAtOnce() int {
+// load returns how many clients there are and how long each waits, 0 for the time that
+// a Probe waits: the kernel that has IPVS has one CPU, and is slow.
+func load() (clients int, wait time.Duration) {
 	if *proxyMode == "ipvs" {
-		return 10
+		return 10, patience
 	}
-	return 50
+	return 50, 0
 }
 
 // TestKernelRollingUpdate: while every endpoint is replaced twice, not one of
@@ -183,7 +183,8 @@ func TestKernelRollingUpdate(t *testing.T) {
 	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
 		ctx := testContext(t)
 		r := startRollout(ctx, t, l, v)
-		r.crowd = startCrowd(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, clientsAtOnce(), 0)
+		clients, wait := load()
+		r.crowd = startCrowd(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, clients, wait)
 		for range 6 {
 			r.replace(ctx)
 		}
@@ -201,7 +202,8 @@ func TestKernelRollingUpdateControl(t *testing.T) {
 	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
 		ctx := testContext(t)
 		r := startRollout(ctx, t, l, v)
-		r.crowd = startCrowd(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, clientsAtOnce(), 0)
+		clients, wait := load()
+		r.crowd = startCrowd(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, clients, wait)
 		r.replace(ctx)
 		if *proxyMode == "ipvs" {
 			if _, err := l.Nodes[0].Run(ctx, "ipvsadm", "-C"); err != nil {
