@@ -19,8 +19,9 @@ UML      := ./e2e/uml ./e2e/suite ./ipvs/... ./nat/...
 TEST_UML := $(BIN)/uml go-test -json -timeout 20m -run Kernel $(UML)
 # Many kernels have no SCTP.
 TEST_UML += || true; $(BIN)/uml go-test -json -run '^TestKernelSCTP$$/^legacy$$' ./e2e
-# What is the same in every mode, with the variant that the second kernel has.
-MODES    := 'TestKernelHostPort(AfterServices|Moves)?$$/legacy|TestKernelPodMasquerade$$/legacy'
+# What is the same in every mode, with the variant that the second kernel has, and what
+# is of IPVS mode alone.
+MODES    := 'TestKernel(HostPort(AfterServices|Moves)?|PodMasquerade|Restart|UDPFlowsFollow|FlowsStay|ManifestNeverParsed|OthersRulesStay|ForeignChangesHeal|DropPolicies|NoBridgeNetfilter|RollingUpdate(Control)?)$$/legacy|TestKernel(NodePortAddresses|NodePortsFollowAddresses|IPVS.*)$$'
 TEST_UML += || true; $(BIN)/uml go-test -json -run $(MODES) ./e2e -args -proxy-mode=ipvs
 
 .PHONY: help
