@@ -16,24 +16,31 @@ const tempPrefix = "fairlead-uml-"
 // whose starter was killed: each holds a lock on its own.
 func tempDir() (dir string, remove func(), err error) {
 	sweep()
-	if dir, err = os.MkdirTemp("", tempPrefix); err != nil {
-		return "", nil, err
-	}
-	lock, err := lockDir(dir)
-	if err != nil {
-		return "", nil, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	return dir, func() {
-		os.RemoveAll(dir)
+	var lock *os.File
+	for range 10 { // another starter may sweep a directory away before it is locked
+		if dir, err = os.MkdirTemp("", tempPrefix); err != nil {
+			return "", nil, err
+		}
+		if lock, err = lockDir(dir); err != nil {
+			err = fmt.Errorf("lock %s: %w", dir, err)
+			continue
+		}
+		if _, err = os.Stat(dir); err == nil {
+			return dir, func() {
+				os.RemoveAll(dir)
+				lock.Close()
+			}, nil
+		}
 		lock.Close()
-	}, nil
+	}
+	return "", nil, err
 }
 
 func sweep() {
 	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), tempPrefix+"*")) // only bad patterns fail
 	for _, dir := range dirs {
 		// One that is locked is in use, or being removed. One whose maker has yet
-		// to lock it is lost, which that notices.
+		// to lock it is lost, which that notices and makes another.
 		if lock, err := lockDir(dir); err == nil {
 			os.RemoveAll(dir)
 			lock.Close()
