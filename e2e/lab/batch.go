@@ -87,6 +87,11 @@ func (b *batch) open(a *attempt) (err error) {
 		}
 	}
 	if from, bound := b.probe.local(); bound {
+		if domain == unix.AF_INET6 { // else it would have the port of IPv4, too
+			if err := unix.SetsockoptInt(a.fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+				return err
+			}
+		}
 		if err := unix.Bind(a.fd, sockaddr(from)); err != nil {
 			return err
 		}

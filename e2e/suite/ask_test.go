@@ -113,6 +113,7 @@ func ask(ctx context.Context, topo *topology, busy load, s scenario, c cell) (ou
 		return askHealth(ctx, topo.hosts[c.from].Dial, c.place.addr(topo, c.flow.family)), nil
 	}
 	p := lab.Probe{From: topo.hosts[c.from], Network: c.flow.network, To: c.place.addr(topo, c.flow.family)}
+	p.Ports = topo.portsOf(c.from, c.flow, p.To.Addr())
 	t := tally{from: c.from, to: virtualAddr(c, p.To), answers: map[answer]int{}}
 	first := make(chan []lab.Result, 1)
 	busy.enter(leastRequests)

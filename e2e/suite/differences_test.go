@@ -101,6 +101,10 @@ func TestDifferences(t *testing.T) {
 		}
 	}
 	for _, d := range differences {
+		noService := d.target == toOtherClusterIP || d.target == toOtherLoadBalancer
+		if d.mode != "" && !(noService && d.want == "refused") {
+			t.Errorf("%s mode alone is excused: %+v", d.mode, d)
+		}
 		if d.row == "" || !strings.Contains(string(doc), "\n| "+d.row+" |") {
 			t.Errorf("docs/differences.md has no row %q", d.row)
 		}

@@ -138,14 +138,12 @@ func (r *run) doubt(t *testing.T, sc scenario, want, got outcomes) {
 			again = append(again, c)
 		}
 	}
-	if sc.sticky && r.doubts == 1 || len(again) > r.doubts*maxDoubts {
+	if sc.sticky || len(again) > maxDoubts {
 		return
 	}
 	for _, c := range again {
 		before := got[c]
-		for left := r.doubts; left > 0 && got[c] != want[c]; left-- {
-			got[c], _ = ask(t.Context(), r.topo, newLoad(), sc, c)
-		}
+		got[c], _ = ask(t.Context(), r.topo, newLoad(), sc, c)
 		t.Logf("%s: asked with others: %s; alone: %s", c, before, got[c])
 	}
 }
@@ -156,8 +154,6 @@ type run struct {
 	feed  feed
 	procs []*process
 	turn  int
-	// doubts is how often a cell is asked again.
-	doubts int
 }
 
 // newRun starts a subject on both nodes. It skips where the machine cannot run
@@ -176,14 +172,7 @@ func newRun(t *testing.T, s subject) *run {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &run{topo: topo, doubts: 1}
-	if strings.HasPrefix(s.name(), "ipvs") {
-		// IPVS knows a flow by client and endpoint alone: an answer that a node
-		// forwards for another one's translation it takes for one of its own, if a
-		// client of its own had the same port in the last minutes, which in a lab
-		// with few clients is so for one in hundreds.
-		r.doubts = 4
-	}
+	r := &run{topo: topo}
 	t.Cleanup(func() { r.close(t) })
 	if r.feed, err = s.feed(ctx, topo); err != nil {
 		t.Fatal(err)

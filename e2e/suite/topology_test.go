@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -67,6 +68,34 @@ type topology struct {
 	hosts map[string]*lab.NS
 	// names tell what endpoints can see: the addresses in symbolic terms.
 	names map[netip.Addr]string
+	// ports are the source ports of each host for each kind of flow, and direct those
+	// of nodes that ask another one at its own address.
+	ports, direct map[string]map[flow]*lab.Ports
+}
+
+// portsOf returns the source ports of a host's requests to an address. They do not soon
+// recur: IPVS knows a flow by client and endpoint alone, and would take an answer that
+// a node forwards, of a flow that another node has translated, for one of a flow of its
+// own, if that had the same client and port. What a node masquerades has its address,
+// too, and a port that the kernel chooses (nf_nat_core.c): from 600 to 1023 for ports
+// from 512 on, and from 1024 on for others. So what a node sends to another one as it
+// is has ports between 512 and 600.
+func (topo *topology) portsOf(from string, f flow, to netip.Addr) *lab.Ports {
+	if name, ok := topo.names[to]; ok && !strings.HasPrefix(name, from) && topo.direct[from] != nil {
+		return topo.direct[from][f]
+	}
+	return topo.ports[from][f]
+}
+
+// portsFrom are source ports for each kind of flow.
+func portsFrom(first, last uint16) map[flow]*lab.Ports {
+	out := map[flow]*lab.Ports{}
+	for _, f := range model.Families() {
+		for _, network := range []string{"tcp", "udp"} {
+			out[flow{family: f, network: network}] = lab.NewPorts(first, last)
+		}
+	}
+	return out
 }
 
 func labConfig() lab.Config {
@@ -78,9 +107,13 @@ func labConfig() lab.Config {
 
 // topologyOf knows the hosts of a lab, in which nothing answers yet.
 func topologyOf(l *lab.Lab) *topology {
-	topo := &topology{lab: l, hosts: map[string]*lab.NS{}, names: map[netip.Addr]string{}}
+	topo := &topology{
+		lab: l, hosts: map[string]*lab.NS{}, names: map[netip.Addr]string{},
+		ports: map[string]map[flow]*lab.Ports{}, direct: map[string]map[flow]*lab.Ports{},
+	}
 	add := func(ns *lab.NS) {
 		topo.hosts[ns.Label] = ns
+		topo.ports[ns.Label] = portsFrom(11000, 29999) // of no server, and not the kernel's own choice
 		for _, f := range model.Families() {
 			topo.names[ns.Addr(f)] = ns.Label
 		}
@@ -88,6 +121,7 @@ func topologyOf(l *lab.Lab) *topology {
 	add(l.Client)
 	for _, n := range l.Nodes {
 		add(n.NS)
+		topo.direct[n.Label] = portsFrom(512, 599)
 		for _, f := range model.Families() {
 			topo.names[bridgeAddr(n, f)] = n.Label + " bridge"
 		}
