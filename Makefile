@@ -21,8 +21,8 @@ TEST_UML := $(BIN)/uml go-test -json -timeout 20m -run Kernel $(UML)
 TEST_UML += || true; $(BIN)/uml go-test -json -run '^TestKernelSCTP$$/^legacy$$' ./e2e
 # What is the same in every mode, with the variant that the second kernel has, and what
 # is of IPVS mode alone.
-MODES    := 'TestKernel(HostPort(AfterServices|Moves)?|PodMasquerade|Restart|UDPFlowsFollow|FlowsStay|ManifestNeverParsed|OthersRulesStay|ForeignChangesHeal|DropPolicies|NoBridgeNetfilter|RollingUpdate(Control)?)$$/legacy|TestKernel(NodePortAddresses|NodePortsFollowAddresses|IPVS.*)$$'
-TEST_UML += || true; $(BIN)/uml go-test -json -run $(MODES) ./e2e -args -proxy-mode=ipvs
+MODES    := 'TestKernel(HostPort(AfterServices|Moves)?|PodMasquerade|Restart|UDPFlowsFollow|ManifestNeverParsed|OthersRulesStay|ForeignChangesHeal|DropPolicies|NoBridgeNetfilter)$$/legacy|TestKernel(NodePortAddresses|IPVS.*)$$'
+TEST_UML += || true; $(BIN)/uml go-test -json -timeout 20m -run $(MODES) ./e2e -args -proxy-mode=ipvs
 
 .PHONY: help
 help: ## List the targets

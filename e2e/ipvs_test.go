@@ -9,9 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -53,102 +51,6 @@ func virtualServers(ctx context.Context, t *testing.T, n *lab.Node) string {
 	return b.String() + weights
 }
 
-// patience is how long clients wait here: the kernel that has IPVS may itself have to
-// wait for a CPU for a second. What is gone refuses, or answers never.
-const patience = 5 * time.Second
-
-// talks are connections that exchange data all the time, until they are stopped.
-type talks struct {
-	held []*lab.Held
-	wg   sync.WaitGroup
-	stop context.CancelFunc
-
-	mu     sync.Mutex
-	turns  []int
-	failed map[int]lab.Result // the first failure of each
-}
-
-// talk opens connections to the Service "web" from each of the clients, in both
-// families, and has them exchange a line every 20 ms.
-func talk(ctx context.Context, t *testing.T, each int, clients ...*lab.NS) *talks {
-	t.Helper()
-	c := &talks{failed: map[int]lab.Result{}}
-	for _, from := range clients {
-		for _, f := range families() {
-			for range each {
-				p := webProbe(from, f, "tcp")
-				p.Timeout = patience
-				h, err := p.Hold(ctx)
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(h.Close)
-				c.held = append(c.held, h)
-			}
-		}
-	}
-	c.turns = make([]int, len(c.held))
-	ctx, c.stop = context.WithCancel(ctx)
-	for i, h := range c.held {
-		c.wg.Go(func() {
-			for tick := time.Tick(20 * time.Millisecond); ctx.Err() == nil; <-tick {
-				r := h.Ping(context.WithoutCancel(ctx))
-				c.mu.Lock()
-				c.turns[i]++
-				if _, before := c.failed[i]; r.Outcome != lab.Answered && !before {
-					c.failed[i] = r
-				}
-				c.mu.Unlock()
-			}
-		})
-	}
-	t.Cleanup(func() { c.stop(); c.wg.Wait() })
-	return c
-}
-
-// with returns how many of the connections are with a server.
-func (c *talks) with(pod *lab.NS) (n int) {
-	for _, h := range c.held {
-		if h.First.Server == pod.Label {
-			n++
-		}
-	}
-	return n
-}
-
-// check fails the test if a connection has failed, and forgets that.
-func (c *talks) check(t *testing.T, when string) {
-	t.Helper()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i, r := range c.failed {
-		t.Errorf("%s: connection with %s failed after %d lines: %s", when, c.held[i].First.Server, c.turns[i], r)
-	}
-	clear(c.failed)
-}
-
-// failures returns how many requests of a crowd have failed, and what went wrong
-// first.
-func (c *crowd) failures() (made, failed int, first string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.made, c.failed, c.first
-}
-
-// check lets every client make another request, and fails the test if one has failed.
-func (c *crowd) check(t *testing.T, when string) {
-	t.Helper()
-	c.settle()
-	made, failed, first := c.failures()
-	t.Logf("%s: %d requests", when, made)
-	if failed > 0 {
-		t.Errorf("%s: %d of %d requests failed, first %s", when, failed, made, first)
-		c.mu.Lock()
-		c.failed = 0
-		c.mu.Unlock()
-	}
-}
-
 // scheduled is the Service "web" with a scheduler.
 func scheduled(scheduler string, l *lab.Lab, pods ...*lab.NS) []runtime.Object {
 	objs := web(l, pods...)
@@ -156,96 +58,140 @@ func scheduled(scheduler string, l *lab.Lab, pods ...*lab.NS) []runtime.Object {
 	return objs
 }
 
+// used is a Service with two endpoints, by IPVS, that clients use all the time.
+type used struct {
+	ctx           context.Context
+	t             *testing.T
+	l             *lab.Lab
+	v             lab.Variant
+	node          *lab.Node
+	first, second *lab.NS
+	dir           *directory
+	a             *agent
+	lines         *talks
+	requests      *crowd
+}
+
+// restart starts the agent, after it was stopped or killed.
+func (u *used) restart(args ...string) {
+	u.t.Helper()
+	u.a = startAgent(u.ctx, u.t, u.node, u.v, append([]string{"--proxy-mode", "ipvs", "--manifests", u.dir.path}, args...)...)
+	u.a.waitSynced(u.ctx, 0)
+}
+
+// write changes the Service.
+func (u *used) write(objs ...runtime.Object) {
+	u.t.Helper()
+	from := len(u.a.log())
+	u.dir.write("web.yaml", objs...)
+	u.a.waitSynced(u.ctx, from)
+}
+
+// check fails the test if a request or a connection has failed.
+func (u *used) check(when string) {
+	u.t.Helper()
+	u.requests.check(u.t, when)
+	u.lines.check(u.t, when)
+}
+
+// weight checks the weight of an endpoint.
+func (u *used) weight(pod *lab.NS, want string) {
+	u.t.Helper()
+	out := u.run("ipvsadm", "-Sn")
+	for _, f := range families() {
+		if ep := netip.AddrPortFrom(pod.Addr(f), httpTarget); !strings.Contains(out, fmt.Sprintf("-r %s -m -w %s\n", ep, want)) {
+			u.t.Errorf("%s has not weight %s:\n%s", ep, want, out)
+		}
+	}
+}
+
+func (u *used) run(cmd ...string) string {
+	u.t.Helper()
+	out, err := u.node.Run(u.ctx, cmd[0], cmd[1:]...)
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	return out
+}
+
 // TestKernelIPVSConnections: whatever becomes of the agent, of an endpoint or of the
 // scheduler, connections go on, and not one request of clients that do not retry
 // fails. The control is that both fail when virtual servers are gone for a moment.
 func TestKernelIPVSConnections(t *testing.T) {
 	l, v := ipvsLab(t)
-	ctx := testContext(t)
-	node, first, second := l.Nodes[0], l.Nodes[0].Pods[0], l.Nodes[1].Pods[0]
-	dir := newDirectory(t)
-	dir.write("web.yaml", web(l, first, second)...)
-	start := func(args ...string) *agent {
-		a := startAgent(ctx, t, node, v, append([]string{"--proxy-mode", "ipvs", "--manifests", dir.path}, args...)...)
-		a.waitSynced(ctx, 0)
-		return a
+	u := &used{
+		ctx: testContext(t), t: t, l: l, v: v, node: l.Nodes[0],
+		first: l.Nodes[0].Pods[0], second: l.Nodes[1].Pods[0], dir: newDirectory(t),
 	}
-	a := start()
-	clients := []*lab.NS{node.Pods[1], node.NS, l.Client}
-	lines, requests := talk(ctx, t, 2, clients...), startCrowd(ctx, clients, 6, patience)
-	defer requests.stop()
-	if lines.with(first) == 0 || lines.with(second) == 0 {
-		t.Fatalf("%d connections with one endpoint, %d with the other, want some with each", lines.with(first), lines.with(second))
+	u.dir.write("web.yaml", web(l, u.first, u.second)...)
+	u.restart()
+	clients := []*lab.NS{u.node.Pods[1], u.node.NS, l.Client}
+	u.lines, u.requests = talk(u.ctx, t, 2, clients...), startCrowd(u.ctx, clients, 6, patience)
+	defer u.requests.stop()
+	if a, b := u.lines.with(u.first), u.lines.with(u.second); a == 0 || b == 0 {
+		t.Fatalf("%d connections with one endpoint, %d with the other, want some with each", a, b)
 	}
-	write := func(objs ...runtime.Object) {
-		t.Helper()
-		from := len(a.log())
-		dir.write("web.yaml", objs...)
-		a.waitSynced(ctx, from)
-	}
-	check := func(when string) {
-		t.Helper()
-		requests.check(t, when)
-		lines.check(t, when)
-	}
-	weight := func(pod *lab.NS, want string) {
-		t.Helper()
-		out, err := node.Run(ctx, "ipvsadm", "-Sn")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range families() {
-			if ep := netip.AddrPortFrom(pod.Addr(f), httpTarget); !strings.Contains(out, fmt.Sprintf("-r %s -m -w %s\n", ep, want)) {
-				t.Errorf("%s has not weight %s:\n%s", ep, want, out)
-			}
-		}
-	}
+	u.a.stop()
+	u.restart()
+	u.check("restart")
+	u.a.kill()
+	u.restart()
+	u.check("kill -9 and start")
+	u.drain()
+	u.schedule()
 
-	a.stop()
-	a = start()
-	check("restart")
-	a.kill()
-	a = start()
-	check("kill -9 and start")
-
-	write(web(l, second)...)
-	weight(first, "0")
-	for _, f := range families() {
-		if n := webProbe(node.Pods[1], f, "tcp").Spread(ctx, 20); n.Servers[second.Label] != 20 {
-			t.Errorf("drain: new connections went to %v, want all to %s", n.Servers, second.Label)
-		}
-	}
-	check("drain")
-	a.stop()
-	a = start()
-	weight(first, "0")
-	check("restart while draining")
-	write(web(l, first, second)...)
-	weight(first, "1")
-	check("endpoint is back")
-
-	write(scheduled("wlc", l, first, second)...)
-	check("scheduler by annotation")
-	write(web(l, first, second)...)
-	check("annotation away")
-	a.stop()
-	a = start("--ipvs-scheduler", "mh,mh-port")
-	if got, err := node.Run(ctx, "ipvsadm", "-Sn"); err != nil || !strings.Contains(got, "-s mh") {
-		t.Errorf("virtual servers have not the scheduler mh: %v\n%s", err, got)
-	}
-	check("scheduler by flag")
-
-	if _, err := node.Run(ctx, "ipvsadm", "-C"); err != nil {
-		t.Fatal(err)
-	}
-	requests.settle()
-	if made, failed, _ := requests.failures(); failed == 0 {
+	u.run("ipvsadm", "-C")
+	u.requests.settle()
+	if made, failed, _ := u.requests.failures(); failed == 0 {
 		t.Errorf("none of %d requests failed although there was no virtual server", made)
 	}
-	lines.mu.Lock()
-	defer lines.mu.Unlock()
-	if len(lines.failed) == 0 {
+	u.lines.mu.Lock()
+	defer u.lines.mu.Unlock()
+	if len(u.lines.failed) == 0 {
 		t.Error("no connection failed although there was no virtual server")
+	}
+}
+
+// drain takes an endpoint away, and gives it back after a restart.
+func (u *used) drain() {
+	u.write(web(u.l, u.second)...)
+	u.weight(u.first, "0")
+	for _, f := range families() {
+		if n := webProbe(u.node.Pods[1], f, "tcp").Spread(u.ctx, 20); n.Servers[u.second.Label] != 20 {
+			u.t.Errorf("drain: new connections went to %v, want all to %s", n.Servers, u.second.Label)
+		}
+	}
+	u.check("drain")
+	u.a.stop()
+	u.restart()
+	u.weight(u.first, "0")
+	u.check("restart while draining")
+	u.write(web(u.l, u.first, u.second)...)
+	u.weight(u.first, "1")
+	u.check("endpoint is back")
+}
+
+// schedule changes the scheduler, of the Service and of all, and the other settings of
+// IPVS.
+func (u *used) schedule() {
+	u.write(scheduled("wlc", u.l, u.first, u.second)...)
+	u.check("scheduler by annotation")
+	u.write(web(u.l, u.first, u.second)...)
+	u.check("annotation away")
+	u.a.stop()
+	u.restart("--ipvs-scheduler", "mh,mh-port", "--ipvs-tcp-timeout", "11m", "--ipvs-tcpfin-timeout", "50s", "--ipvs-udp-timeout", "70s", "--ipvs-strict-arp")
+	u.check("scheduler by flag")
+	for _, is := range []struct {
+		want string
+		cmd  []string
+	}{
+		{"-s mh -b mh-port", []string{"ipvsadm", "-Sn"}},
+		{"660 50 70", []string{"ipvsadm", "-L", "--timeout"}},
+		{"1\n", []string{"cat", "/proc/sys/net/ipv4/conf/all/arp_ignore"}},
+	} {
+		if got := u.run(is.cmd...); !strings.Contains(got, is.want) {
+			u.t.Errorf("%q prints no %q:\n%s", is.cmd, is.want, got)
+		}
 	}
 }
 
