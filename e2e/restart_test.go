@@ -70,8 +70,8 @@ func TestKernelRestart(t *testing.T) {
 }
 
 // counters returns the rules that lead to Services with their counters, and in IPVS
-// mode the virtual servers with theirs, of connections alone: those of packets lag
-// behind. The held connections are silent, so nothing moves them.
+// mode the virtual servers with their connections. The held connections are silent, so
+// nothing moves them.
 func counters(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) string {
 	t.Helper()
 	if *proxyMode == "ipvs" {
