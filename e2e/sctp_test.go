@@ -32,8 +32,14 @@ func TestKernelSCTP(t *testing.T) {
 		}
 		node, pod := l.Nodes[0], l.Nodes[0].Pods[1]
 		dir := newDirectory(t)
-		dir.write("web.yaml", append(exposed(l, node.Pods[0]), service("idle", 20))...)
-		dir.write("pod.yaml", podObject("web", node.Pods[0], corev1.ContainerPort{HostPort: hostPort, ContainerPort: sctpTarget, Protocol: corev1.ProtocolSCTP}))
+		idle := service("idle", 20)
+		idle.Spec.Type = corev1.ServiceTypeNodePort
+		idle.Spec.Ports[2].NodePort = sctpNodePort + 1
+		dir.write("web.yaml", append(exposed(l, node.Pods[0]), idle)...)
+		publish := func(port int32) corev1.ContainerPort {
+			return corev1.ContainerPort{HostPort: port, ContainerPort: sctpTarget, Protocol: corev1.ProtocolSCTP}
+		}
+		dir.write("pod.yaml", podObject("web", node.Pods[0], publish(hostPort), publish(sctpNodePort+1)))
 		startAgent(ctx, t, node, v, "--manifests", dir.path, "--cni-conf-dir", t.TempDir()).waitSynced(ctx, 0)
 		for _, f := range families() {
 			server := newSCTPHost(ctx, t, node.Pods[0], f)
@@ -53,6 +59,7 @@ func TestKernelSCTP(t *testing.T) {
 				{"node port from outside", l.Client, netip.AddrPortFrom(node.Addr(f), sctpNodePort), bridge},
 				{"host port from outside", l.Client, netip.AddrPortFrom(node.Addr(f), hostPort), l.Client.Addr(f)},
 				{"host port from a pod elsewhere", l.Nodes[1].Pods[0], netip.AddrPortFrom(node.Addr(f), hostPort), l.Nodes[1].Pods[0].Addr(f)},
+				{"host port that is a node port without endpoints", l.Client, netip.AddrPortFrom(node.Addr(f), sctpNodePort+1), netip.Addr{}},
 				{"another port", pod, netip.AddrPortFrom(vip(f, 10), sctpPort+1), netip.Addr{}},
 				{"a Service without endpoints", pod, netip.AddrPortFrom(vip(f, 20), sctpPort), netip.Addr{}},
 			} {

@@ -36,6 +36,12 @@ type Mapping struct {
 	HostIP netip.Addr
 	// To is the pod's address and port.
 	To netip.AddrPort
+	// Except are the addresses on which the port is a Service's, where it is on all.
+	Except []netip.Addr
+}
+
+func (m Mapping) equal(o Mapping) bool {
+	return m.Pod == o.Pod && m.UID == o.UID && m.Port == o.Port && m.HostIP == o.HostIP && m.To == o.To && slices.Equal(m.Except, o.Except)
 }
 
 // Refused is a host port that does not lead to the pod that claims it.
@@ -48,9 +54,10 @@ type Refused struct {
 
 // Rules of the node that decide about claims.
 type rules struct {
-	family    model.Family
-	localhost bool
-	protected map[Port]string
+	family model.Family
+	// localhost and localhostNodePorts tell what answers on 127.0.0.1.
+	localhost, localhostNodePorts bool
+	protected                     map[Port]string
 }
 
 // claim is a host port that a pod asks for.
@@ -77,9 +84,10 @@ type claims struct {
 	rules
 	pods map[model.ObjectKey]*model.Pod
 	// byPort and byAddr have the pods' claims by port, and the pods by address.
-	byPort map[Port]map[model.ObjectKey][]claim
-	byAddr map[netip.Addr]map[model.ObjectKey]*model.Pod
-	addrs  []netip.Addr // the node's
+	byPort   map[Port]map[model.ObjectKey][]claim
+	byAddr   map[netip.Addr]map[model.ObjectKey]*model.Pod
+	services services
+	node     Node
 	// mapped and refused are what was decided of each port.
 	mapped  map[Port][]Mapping
 	refused map[Port][]Refused
@@ -91,7 +99,7 @@ func newClaims(r rules) *claims {
 	return &claims{
 		rules: r, pods: map[model.ObjectKey]*model.Pod{},
 		byPort: map[Port]map[model.ObjectKey][]claim{},
-		byAddr: map[netip.Addr]map[model.ObjectKey]*model.Pod{},
+		byAddr: map[netip.Addr]map[model.ObjectKey]*model.Pod{}, services: newServices(),
 		mapped: map[Port][]Mapping{}, refused: map[Port][]Refused{},
 	}
 }
@@ -102,17 +110,24 @@ type decision struct {
 	refused     []Refused // only those that are new
 }
 
-// update takes over pods, nil for those that are gone, and the node's addresses, and
-// decides about the ports that this concerns.
-func (c *claims) update(pods map[model.ObjectKey]*model.Pod, addrs []netip.Addr) decision {
+// update takes over objects and what is known of the node, and decides about the ports
+// that this concerns.
+func (c *claims) update(objs Objects, node Node) decision {
 	touched := map[Port]bool{}
-	if !slices.Equal(c.addrs, addrs) {
-		c.addrs = slices.Clone(addrs)
+	if !c.node.equal(node) {
+		c.node = node.clone()
 		for p := range c.byPort {
 			touched[p] = true
 		}
 	}
-	for key, pod := range pods {
+	for name, port := range objs.Services {
+		c.services.set(name, port, func(p Port) {
+			if len(c.byPort[p]) > 0 {
+				touched[p] = true
+			}
+		})
+	}
+	for key, pod := range objs.Pods {
 		c.remove(key, touched)
 		if pod != nil && pod.IP(c.family).IsValid() {
 			c.add(key, pod, touched)
@@ -197,15 +212,23 @@ func (c *claims) decide(p Port, out *decision) {
 			continue
 		}
 		met = append(met, cl)
-		mapped = append(mapped, cl.Mapping)
+		m := cl.Mapping
+		if !m.HostIP.IsValid() {
+			m.Except = c.except(p)
+		}
+		for _, a := range m.Except {
+			reason := fmt.Sprintf("is %s on %s", c.service(p, a), a)
+			refused = append(refused, Refused{Pod: cl.pod, Port: p, HostIP: a, Reason: reason})
+		}
+		mapped = append(mapped, m)
 	}
 	for _, m := range c.mapped[p] {
-		if !slices.Contains(mapped, m) {
+		if !slices.ContainsFunc(mapped, m.equal) {
 			out.gone = append(out.gone, m)
 		}
 	}
 	for _, m := range mapped {
-		if !slices.Contains(c.mapped[p], m) {
+		if !slices.ContainsFunc(c.mapped[p], m.equal) {
 			out.fresh = append(out.fresh, m)
 		}
 	}
@@ -238,8 +261,11 @@ func (c *claims) refuse(cl claim, met []claim) string {
 		return "is " + c.protected[cl.Port]
 	case ip.IsValid() && ip.IsLoopback() && !c.localhost:
 		return fmt.Sprintf("is on %s, where host ports are off; start the agent with --host-ports-localhost", ip)
-	case ip.IsValid() && !ip.IsLoopback() && !slices.Contains(c.addrs, ip):
+	case ip.IsValid() && !ip.IsLoopback() && !slices.Contains(c.node.Addrs, ip):
 		return fmt.Sprintf("is on %s, which the node does not have", ip)
+	}
+	if s := c.service(cl.Port, cl.HostIP); s != "" {
+		return "is " + s
 	}
 	if now := c.holder(cl.To.Addr()); now.Key != cl.Pod {
 		return fmt.Sprintf("is for a pod whose address %s is that of pod %s by now", cl.To.Addr(), now.Key)

@@ -57,6 +57,28 @@ func podsOf(pods ...*model.Pod) map[model.ObjectKey]*model.Pod {
 	return out
 }
 
+// service returns a port of a Service, which is written as "name/protocol".
+func service(name string, port, nodePort uint16, externalIPs ...string) *model.ServicePort {
+	name, proto, _ := strings.Cut(name, "/")
+	out := &model.ServicePort{
+		Name: model.ServicePortName{Service: model.ObjectKey{Namespace: "shop", Name: name}, Protocol: model.Protocol(strings.ToUpper(proto))},
+		Port: port, NodePort: nodePort,
+	}
+	for _, ip := range externalIPs {
+		out.ExternalIPs = append(out.ExternalIPs, netip.MustParseAddr(ip))
+	}
+	return out
+}
+
+// servicesOf returns a change after which there are these ports of Services.
+func servicesOf(ports ...*model.ServicePort) map[model.ServicePortName]*model.ServicePort {
+	out := map[model.ServicePortName]*model.ServicePort{}
+	for _, p := range ports {
+		out[p.Name] = p
+	}
+	return out
+}
+
 // text returns a Portmap's host ports and refusals, sorted.
 func text(p *Portmap) []string {
 	var out []string
@@ -80,8 +102,9 @@ func text(p *Portmap) []string {
 
 func testNode() Node {
 	return Node{
-		Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.1"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
-		Links: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("192.0.2.0/24")},
+		Addrs:        []netip.Addr{netip.MustParseAddr("10.244.0.1"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+		Links:        []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("192.0.2.0/24")},
+		AllNodePorts: true,
 	}
 }
 
@@ -213,7 +236,7 @@ func TestClaims(t *testing.T) {
 			}
 			p := New(tt.cfg)
 			for _, step := range tt.steps {
-				p.Update(step, testNode())
+				p.Update(Objects{Pods: step}, testNode())
 			}
 			if diff := cmp.Diff(tt.want, text(p)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
@@ -227,16 +250,95 @@ func TestClaims(t *testing.T) {
 func TestHostIPFollowsTheNode(t *testing.T) {
 	p := New(Config{Family: model.IPv4})
 	node := testNode()
-	p.Update(podsOf(pod("a", 1, "10.244.0.11", "192.0.2.99:8080>80")), node)
+	p.Update(Objects{Pods: podsOf(pod("a", 1, "10.244.0.11", "192.0.2.99:8080>80"))}, node)
 	node.Addrs = append(node.Addrs, netip.MustParseAddr("192.0.2.99"))
-	c := p.Update(nil, node)
+	c := p.Update(Objects{}, node)
 	if diff := cmp.Diff([]string{"192.0.2.99 8080/tcp → a 10.244.0.11:80"}, text(p)); diff != "" || len(c.Fresh) != 1 {
 		t.Errorf("with the address (-want +got):\n%s", diff)
 	}
-	if c = p.Update(nil, testNode()); len(c.Gone) != 1 || len(c.Refused) != 1 || len(p.all()) != 0 {
+	if c = p.Update(Objects{}, testNode()); len(c.Gone) != 1 || len(c.Refused) != 1 || len(p.all()) != 0 {
 		t.Errorf("without it: %+v", c)
 	}
-	if c = p.Update(nil, testNode()); len(c.Chains)+len(c.Gone)+len(c.Fresh)+len(c.Refused) > 0 {
+	if c = p.Update(Objects{}, testNode()); len(c.Chains)+len(c.Gone)+len(c.Fresh)+len(c.Refused) > 0 {
 		t.Errorf("nothing new: %+v", c)
+	}
+}
+
+// TestServicesFirst: what is a Service's, with endpoints or without, is no pod's.
+func TestServicesFirst(t *testing.T) {
+	onBridge := testNode()
+	onBridge.AllNodePorts, onBridge.NodePorts = false, onBridge.Addrs[:2] // 127.0.0.1 is one
+	balancer := service("web/tcp", 80, 0)
+	balancer.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	health := service("web/udp", 53, 0)
+	health.HealthCheckNodePort = 30099
+	for _, tt := range []struct {
+		name     string
+		cfg      Config
+		node     Node
+		ports    []string
+		services []*model.ServicePort
+		want     []string
+	}{
+		{
+			name: "a node port, on all addresses", ports: []string{"30080>80", "30080/udp>80", "127.0.0.1:30080/sctp>80"}, cfg: Config{Localhost: true},
+			services: []*model.ServicePort{service("web/tcp", 80, 30080), service("web/sctp", 80, 30080)},
+			want: []string{
+				"127.0.0.1 30080/sctp → a 10.244.0.11:80", "30080/tcp of a is a node port of Service shop/web", "30080/udp → a 10.244.0.11:80",
+			},
+		},
+		{
+			name: "a node port, on 127.0.0.1 too", ports: []string{"127.0.0.1:30080>80"}, cfg: Config{Localhost: true, LocalhostNodePorts: true},
+			services: []*model.ServicePort{service("web/tcp", 80, 30080)},
+			want:     []string{"127.0.0.1 30080/tcp of a is a node port of Service shop/web"},
+		},
+		{
+			name: "a node port, on some addresses", node: onBridge, ports: []string{"30080>80", "192.0.2.1:30081>80", "10.244.0.1:30081>81"},
+			services: []*model.ServicePort{service("web/tcp", 80, 30080), service("other/tcp", 80, 30081)},
+			want: []string{
+				"10.244.0.1 30080/tcp of a is a node port of Service shop/web on 10.244.0.1", "10.244.0.1 30081/tcp of a is a node port of Service shop/other",
+				"192.0.2.1 30081/tcp → a 10.244.0.11:80", "30080/tcp → a 10.244.0.11:80",
+			},
+		},
+		{
+			name: "health checks", ports: []string{"30099>80"}, services: []*model.ServicePort{health},
+			want: []string{"30099/tcp of a is a node port of Service shop/web"},
+		},
+		{
+			name: "load balancers and external IPs", ports: []string{"80>80", "192.0.2.1:81>81", "10.244.0.1:81>82"},
+			services: []*model.ServicePort{balancer, service("ext/tcp", 81, 0, "192.0.2.1", "203.0.113.5")},
+			want: []string{
+				"10.244.0.1 81/tcp → a 10.244.0.11:82", "192.0.2.1 80/tcp of a is a port of Service shop/web on 192.0.2.1",
+				"192.0.2.1 81/tcp of a is a port of Service shop/ext", "80/tcp → a 10.244.0.11:80",
+			},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.cfg.Family = model.IPv4
+			if tt.node.Addrs == nil {
+				tt.node = testNode()
+			}
+			p := New(tt.cfg)
+			p.Update(Objects{Pods: podsOf(pod("a", 1, "10.244.0.11", tt.ports...))}, tt.node)
+			before := text(p)
+			svcs := servicesOf(tt.services...)
+			p.Update(Objects{Services: svcs}, tt.node)
+			if diff := cmp.Diff(tt.want, text(p)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if c := p.Update(Objects{Services: svcs}, tt.node); len(c.Chains)+len(c.Gone)+len(c.Fresh)+len(c.Refused) > 0 {
+				t.Errorf("the same again: %+v", c)
+			}
+			for name := range svcs {
+				svcs[name] = nil
+			}
+			p.Update(Objects{Services: svcs}, tt.node)
+			if diff := cmp.Diff(before, text(p)); diff != "" {
+				t.Errorf("after they have gone (-before +after):\n%s", diff)
+			}
+			if n := len(p.claims.services.ports) + len(p.claims.services.at); n > 0 {
+				t.Errorf("%d Services are remembered", n)
+			}
+		})
 	}
 }

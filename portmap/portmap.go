@@ -37,8 +37,8 @@ const Mark = "fairlead: "
 // Config is what the rules depend on besides pods.
 type Config struct {
 	Family model.Family
-	// Localhost lets host ports answer on 127.0.0.1.
-	Localhost bool
+	// Localhost lets host ports answer on 127.0.0.1, and LocalhostNodePorts node ports.
+	Localhost, LocalhostNodePorts bool
 	// MasqueradeNeighbours masquerades what neighbours of a pod send to it by a host
 	// port: where packets between two ports of one bridge do not pass the rules, the
 	// answer would not be translated back.
@@ -102,9 +102,12 @@ func New(cfg Config) *Portmap {
 	}
 	all := "-m comment --comment " + ruleset.Quote(Mark+"host ports") + " "
 	return &Portmap{
-		cfg:    cfg,
-		claims: newClaims(rules{family: cfg.Family, localhost: cfg.Localhost && cfg.Family == model.IPv4, protected: cfg.Protected}),
-		one:    dispatch.New(bits, prefix, all), any: dispatch.New(0, prefix, all), through: dispatch.New(bits, prefix, all),
+		cfg: cfg,
+		claims: newClaims(rules{
+			family: cfg.Family, localhost: cfg.Localhost && cfg.Family == model.IPv4,
+			localhostNodePorts: cfg.LocalhostNodePorts && cfg.Family == model.IPv4, protected: cfg.Protected,
+		}),
+		one: dispatch.New(bits, prefix, all), any: dispatch.New(0, prefix, all), through: dispatch.New(bits, prefix, all),
 	}
 }
 
@@ -113,6 +116,27 @@ type Node struct {
 	Addrs []netip.Addr
 	// Links are the networks that the node has an address in.
 	Links []netip.Prefix
+	// NodePorts are the addresses that node ports answer on, unless AllNodePorts is set:
+	// then they do on all.
+	NodePorts    []netip.Addr
+	AllNodePorts bool
+}
+
+func (n Node) equal(o Node) bool {
+	return slices.Equal(n.Addrs, o.Addrs) && slices.Equal(n.Links, o.Links) &&
+		slices.Equal(n.NodePorts, o.NodePorts) && n.AllNodePorts == o.AllNodePorts
+}
+
+func (n Node) clone() Node {
+	n.Addrs, n.Links, n.NodePorts = slices.Clone(n.Addrs), slices.Clone(n.Links), slices.Clone(n.NodePorts)
+	return n
+}
+
+// Objects are those that have changed, nil for those that are gone.
+type Objects struct {
+	Pods map[model.ObjectKey]*model.Pod
+	// Services have the ports of nodes first, with or without endpoints.
+	Services map[model.ServicePortName]*model.ServicePort
 }
 
 // Changes are what an update has come to.
@@ -125,9 +149,9 @@ type Changes struct {
 	Refused []Refused
 }
 
-// Update takes over pods, nil for those that are gone, and what is known of the node.
-func (p *Portmap) Update(pods map[model.ObjectKey]*model.Pod, node Node) Changes {
-	d := p.claims.update(pods, node.Addrs)
+// Update takes over objects and what is known of the node.
+func (p *Portmap) Update(objs Objects, node Node) Changes {
+	d := p.claims.update(objs, node)
 	out := Changes{Chains: map[ruleset.ChainKey]*ruleset.Chain{}, Gone: d.gone, Fresh: d.fresh, Refused: d.refused}
 	for _, m := range d.gone {
 		out.Chains[natKey(chainOf(m))] = nil
@@ -170,16 +194,32 @@ func (p *Portmap) render(m Mapping, chains map[ruleset.ChainKey]*ruleset.Chain) 
 	c.Rules = append(c.Rules, ruleset.Rule("-p "+proto+" "+comment+"-m "+proto+" -j DNAT --to-destination "+m.To.String()))
 	chains[natKey(name)] = c
 
-	lead := "-p " + proto + " " + comment + "-m " + proto + " --dport " + strconv.Itoa(int(m.Number)) + " -j " + name
-	if m.HostIP.IsValid() {
-		lead = "-d " + single(m.HostIP).String() + " " + lead
-	}
-	p.tree(m).Put(keyOf(m), name, []ruleset.Rule{ruleset.Rule(lead)})
+	p.tree(m).Put(keyOf(m), name, leads(m, comment, name))
 	if !slices.ContainsFunc(p.cfg.Forwarded, func(c netip.Prefix) bool { return c.Contains(m.To.Addr()) }) {
 		accept := "-d " + single(m.To.Addr()).String() + " -p " + proto + " " + comment + "-m " + proto +
 			" --dport " + strconv.Itoa(int(m.To.Port())) + " -j ACCEPT"
 		p.through.Put(targetOf(m), name, []ruleset.Rule{ruleset.Rule(accept)})
 	}
+}
+
+// leads returns the rules that lead to the chain of a host port, all but what is a
+// Service's: where that has no endpoints, or none for the sender, its own rules leave
+// the packet alone in table nat, and refuse or drop it later.
+func leads(m Mapping, comment, chain string) []ruleset.Rule {
+	var out []ruleset.Rule
+	add := func(addr netip.Addr, comment, target string) {
+		to := ""
+		if addr.IsValid() {
+			to = "-d " + single(addr).String() + " "
+		}
+		proto := m.Protocol.Lower()
+		out = append(out, ruleset.Rule(to+"-p "+proto+" "+comment+"-m "+proto+" --dport "+strconv.Itoa(int(m.Number))+" -j "+target))
+	}
+	for _, a := range m.Except {
+		add(a, "-m comment --comment "+ruleset.Quote(Mark+"a Service has it")+" ", "RETURN")
+	}
+	add(m.HostIP, comment, chain)
+	return out
 }
 
 // masqueraded returns whose packets to a host port are masqueraded: only those that

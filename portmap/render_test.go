@@ -42,9 +42,9 @@ func newRig(t *testing.T, cfg Config) *rig {
 	return &rig{t, k, e, New(cfg)}
 }
 
-func (r *rig) update(pods map[model.ObjectKey]*model.Pod, node Node) {
+func (r *rig) update(objs Objects, node Node) {
 	r.t.Helper()
-	r.engine.Stage(r.portmap.Update(pods, node).Chains)
+	r.engine.Stage(r.portmap.Update(objs, node).Chains)
 	res, err := r.engine.Apply(r.t.Context(), ruleset.Options{Prune: true})
 	if err != nil || len(res.Refused) > 0 {
 		r.t.Fatalf("apply: %v %v", err, res.Refused)
@@ -63,18 +63,20 @@ func TestGolden(t *testing.T) {
 		name string
 		cfg  Config
 		pods map[model.ObjectKey]*model.Pod
+		svcs map[model.ServicePortName]*model.ServicePort
 	}{
-		{"none", v4, nil},
-		{"ipv4", v4, podsOf(all)},
-		{"ipv6", v6, podsOf(all)},
-		{"forwarded", with(v4, func(c *Config) { c.Forwarded = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")} }), podsOf(all)},
-		{"localhost", with(v4, func(c *Config) { c.Localhost = true }), podsOf(pod("web", 1, "10.244.0.11", "8080>80", "127.0.0.1:9090>90", "192.0.2.1:9091>90"))},
-		{"neighbours", with(v4, func(c *Config) { c.MasqueradeNeighbours = true }), podsOf(pod("web", 1, "10.244.0.11", "8080>80"), pod("routed", 1, "10.245.0.11", "8081>80"))},
-		{"tree", with(v4, func(c *Config) { c.Forwarded = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")} }), podsOf(many)},
+		{"none", v4, nil, nil},
+		{"ipv4", v4, podsOf(all), nil},
+		{"ipv6", v6, podsOf(all), nil},
+		{"forwarded", with(v4, func(c *Config) { c.Forwarded = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")} }), podsOf(all), nil},
+		{"localhost", with(v4, func(c *Config) { c.Localhost = true }), podsOf(pod("web", 1, "10.244.0.11", "8080>80", "127.0.0.1:9090>90", "192.0.2.1:9091>90")), nil},
+		{"neighbours", with(v4, func(c *Config) { c.MasqueradeNeighbours = true }), podsOf(pod("web", 1, "10.244.0.11", "8080>80"), pod("routed", 1, "10.245.0.11", "8081>80")), nil},
+		{"tree", with(v4, func(c *Config) { c.Forwarded = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")} }), podsOf(many), nil},
+		{"services", v4, podsOf(all, pod("idle", 1, "10.244.0.12", "30080>80")), servicesOf(service("web/tcp", 9090, 30080, "192.0.2.1"), service("dns/udp", 53, 0, "192.0.2.1", "203.0.113.5"))},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t, tt.cfg)
-			r.update(tt.pods, testNode())
+			r.update(Objects{tt.pods, tt.svcs}, testNode())
 			file := filepath.Join("testdata", tt.name+".txt")
 			got := r.kernel.Save()
 			if *update {
@@ -107,10 +109,11 @@ func TestIncrementalEqualsFull(t *testing.T) {
 	for seed := range uint64(30) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
-			cfg := Config{Family: model.IPv4, Localhost: seed%2 == 0, MasqueradeNeighbours: seed%3 == 0,
+			cfg := Config{Family: model.IPv4, Localhost: seed%2 == 0, LocalhostNodePorts: seed%5 == 0, MasqueradeNeighbours: seed%3 == 0,
 				Protected: map[Port]string{{model.TCP, 8003}: "the node's own"}}
 			r := newRig(t, cfg)
 			state, node := map[model.ObjectKey]*model.Pod{}, testNode()
+			services := map[model.ServicePortName]*model.ServicePort{}
 			for range 60 {
 				change := map[model.ObjectKey]*model.Pod{}
 				for range 1 + rnd.IntN(3) {
@@ -119,17 +122,27 @@ func TestIncrementalEqualsFull(t *testing.T) {
 						change[p.Key] = nil
 					}
 				}
+				svcs := map[model.ServicePortName]*model.ServicePort{}
+				for range rnd.IntN(2) {
+					s := randomService(rnd)
+					if svcs[s.Name] = s; rnd.IntN(3) == 0 {
+						svcs[s.Name] = nil
+					}
+				}
+				maps.Copy(services, svcs)
 				if rnd.IntN(8) == 0 {
 					node = testNode()
+					node.AllNodePorts = rnd.IntN(2) == 0
+					node.NodePorts = node.Addrs[:rnd.IntN(len(node.Addrs)+1)]
 					node.Addrs = node.Addrs[:rnd.IntN(len(node.Addrs)+1)]
 					node.Links = node.Links[:rnd.IntN(len(node.Links)+1)]
 				}
 				maps.Copy(state, change)
 				maps.DeleteFunc(state, func(_ model.ObjectKey, p *model.Pod) bool { return p == nil })
-				r.update(change, node)
+				r.update(Objects{change, svcs}, node)
 			}
 			full := newRig(t, cfg)
-			full.update(state, node)
+			full.update(Objects{state, services}, node)
 			if diff := cmp.Diff(full.kernel.Save(), r.kernel.Save()); diff != "" {
 				t.Errorf("(-full +incremental):\n%s", diff)
 			}
@@ -151,7 +164,7 @@ func TestFirstPacket(t *testing.T) {
 		for i := range n {
 			many.HostPorts = append(many.HostPorts, model.HostPort{Protocol: model.TCP, HostPort: uint16(10_000 + i), ContainerPort: 80})
 		}
-		r.update(podsOf(many), testNode())
+		r.update(Objects{Pods: podsOf(many)}, testNode())
 		d, err := ruleset.Parse(strings.NewReader(r.kernel.Save()))
 		if err != nil {
 			t.Fatal(err)
@@ -199,6 +212,19 @@ func randomPod(rnd *rand.Rand) *model.Pod {
 		seen[h] = true
 	}
 	return p
+}
+
+// randomService returns a port of one of a few Services, which may be the host port of
+// a pod.
+func randomService(rnd *rand.Rand) *model.ServicePort {
+	var addrs []string
+	for range rnd.IntN(3) {
+		addrs = append(addrs, []string{"192.0.2.1", "10.244.0.1", "127.0.0.1", "203.0.113.5"}[rnd.IntN(4)])
+	}
+	name := fmt.Sprintf("s%d/%s", rnd.IntN(6), []string{"tcp", "udp", "sctp"}[rnd.IntN(3)])
+	s := service(name, uint16(8000+rnd.IntN(50)), uint16(rnd.IntN(2)*(8000+rnd.IntN(50))), addrs...)
+	s.HealthCheckNodePort = uint16(rnd.IntN(2) * (8000 + rnd.IntN(50)))
+	return s
 }
 
 func TestOthers(t *testing.T) {

@@ -49,9 +49,9 @@ type hostPorts struct {
 	// taken over, and known is set once they have been.
 	adopted []conntrack.Frontend
 	known   bool
-	// udp are the host ports whose flows are to be looked at, with what they lead to
-	// now, invalid for nothing.
-	udp map[udpPort]netip.AddrPort
+	// udp are the host ports whose flows are to be looked at, with what becomes of them
+	// now, nil if they are gone.
+	udp map[udpPort]*portmap.Mapping
 }
 
 // udpPort is a host port for UDP, of one pod.
@@ -79,9 +79,9 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 	h := &hostPorts{
 		family: f, when: switchFlag(cfg.hostPorts), engine: engine, reading: b.node.readings[f],
 		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, listening: sockets.Listening, metrics: b.ports,
-		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]netip.AddrPort{},
+		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]*portmap.Mapping{},
 		portmap: portmap.New(portmap.Config{
-			Family: f, Localhost: cfg.hostPortsLocalhost, MasqueradeNeighbours: !passes, Protected: cfg.protected, Forwarded: forwarded,
+			Family: f, Localhost: cfg.hostPortsLocalhost, LocalhostNodePorts: cfg.localhostNodePorts, MasqueradeNeighbours: !passes, Protected: cfg.protected, Forwarded: forwarded,
 		}),
 	}
 	if !engine.Owns(ruleset.ChainKey{Table: ruleset.NAT, Name: portmap.Root}) {
@@ -102,15 +102,21 @@ func (h *hostPorts) Contribute(ctx context.Context, d proxier.Desired) {
 	h.adopt(ctx)
 	reason := h.whyNot(ctx, d.Verify)
 	h.owned(reason == "", reason)
-	changes := h.portmap.Update(h.take(d.Pods, reason != ""), portmap.Node{Addrs: d.Node.Addrs, Links: d.Node.Links})
+	objs := portmap.Objects{Pods: h.take(d.Pods, reason != ""), Services: make(map[model.ServicePortName]*model.ServicePort, len(d.Changed))}
+	for _, name := range d.Changed {
+		objs.Services[name] = d.Snapshot.Get(name)
+	}
+	changes := h.portmap.Update(objs, portmap.Node{
+		Addrs: d.Node.Addrs, Links: d.Node.Links, NodePorts: d.Node.NodePorts.Addrs, AllNodePorts: d.Node.NodePorts.All,
+	})
 	if len(changes.Chains) > 0 {
 		h.engine.Stage(changes.Chains)
 	}
 	for _, m := range changes.Gone {
-		h.note(m, netip.AddrPort{})
+		h.note(m, nil)
 	}
 	for _, m := range changes.Fresh {
-		h.note(m, m.To)
+		h.note(m, &m)
 	}
 	h.tell(ctx, changes.Refused)
 	h.warnTaken(ctx, changes.Fresh)
@@ -173,10 +179,10 @@ func (h *hostPorts) adopt(ctx context.Context) {
 	h.known = h.engine.Existing(ctx, ruleset.NAT, note) == nil
 }
 
-// note notes where a host port leads to.
-func (h *hostPorts) note(m portmap.Mapping, to netip.AddrPort) {
+// note notes what has become of a host port.
+func (h *hostPorts) note(m portmap.Mapping, now *portmap.Mapping) {
 	if m.Protocol == model.UDP {
-		h.udp[udpPort{"pod " + m.Pod.String() + " " + m.UID, conntrack.Frontend{Addr: m.HostIP, Port: m.Number}}] = to
+		h.udp[udpPort{"pod " + m.Pod.String() + " " + m.UID, conntrack.Frontend{Addr: m.HostIP, Port: m.Number}}] = now
 	}
 }
 
@@ -198,10 +204,9 @@ func (h *hostPorts) tell(ctx context.Context, refused []portmap.Refused) {
 // settle makes a table of flows have the host ports as they are now. Those on all of
 // the node's addresses are on these.
 func (h *hostPorts) settle(t *conntrack.Table, node proxier.NodeState) {
-	gone := func(to netip.AddrPort) bool { return !to.IsValid() }
 	for _, going := range []bool{true, false} { // what comes may be where another was
-		for p, to := range h.udp {
-			if gone(to) != going {
+		for p, now := range h.udp {
+			if going != (now == nil) {
 				continue
 			}
 			owner := p.owner + " " + p.at.Addr.String() + " " + strconv.Itoa(int(p.at.Port))
@@ -213,10 +218,12 @@ func (h *hostPorts) settle(t *conntrack.Table, node proxier.NodeState) {
 			if !p.at.Addr.IsValid() && !node.NodePorts.All {
 				at = nil
 				for _, a := range node.Addrs {
-					at = append(at, conntrack.Frontend{Addr: a, Port: p.at.Port})
+					if !slices.Contains(now.Except, a) {
+						at = append(at, conntrack.Frontend{Addr: a, Port: p.at.Port})
+					}
 				}
 			}
-			t.Set(owner, at, []netip.AddrPort{to})
+			t.Set(owner, at, []netip.AddrPort{now.To})
 		}
 	}
 	clear(h.udp)

@@ -51,7 +51,7 @@ func newPortsRig(t *testing.T) *portsRig {
 		owned: func(bool, string) {}, metrics: newHostPortMetrics(prometheus.NewRegistry(), model.Families()),
 		others:    lookAhead(t.Context(), func(context.Context) string { return r.who }),
 		listening: func() (map[sockets.Port]bool, error) { return r.taken, nil },
-		pods:      map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]netip.AddrPort{},
+		pods:      map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]*portmap.Mapping{},
 	}
 	synctest.Wait() // for the first look
 	return r
