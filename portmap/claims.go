@@ -114,12 +114,7 @@ type decision struct {
 // that this concerns.
 func (c *claims) update(objs Objects, node Node) decision {
 	touched := map[Port]bool{}
-	if !c.node.equal(node) {
-		c.node = node.clone()
-		for p := range c.byPort {
-			touched[p] = true
-		}
-	}
+	c.setNode(node, touched)
 	for name, port := range objs.Services {
 		c.services.set(name, port, func(p Port) {
 			if len(c.byPort[p]) > 0 {
@@ -140,6 +135,23 @@ func (c *claims) update(objs Objects, node Node) decision {
 		c.decide(p, &out)
 	}
 	return out
+}
+
+func (c *claims) setNode(node Node, touched map[Port]bool) {
+	old := c.node
+	c.node = node.clone()
+	if !old.equal(node) {
+		for p := range c.byPort {
+			touched[p] = true
+		}
+	}
+	for _, lists := range [][2]map[netip.Addr]string{{old.Astray, node.Astray}, {node.Astray, old.Astray}} {
+		for addr, is := range lists[0] {
+			if lists[1][addr] != is {
+				c.touchAddr(addr, touched)
+			}
+		}
+	}
 }
 
 func (c *claims) remove(key model.ObjectKey, touched map[Port]bool) {
@@ -266,6 +278,9 @@ func (c *claims) refuse(cl claim, met []claim) string {
 	}
 	if s := c.service(cl.Port, cl.HostIP); s != "" {
 		return "is " + s
+	}
+	if is := c.node.Astray[cl.To.Addr()]; is != "" {
+		return fmt.Sprintf("is for a pod whose address %s %s", cl.To.Addr(), is)
 	}
 	if now := c.holder(cl.To.Addr()); now.Key != cl.Pod {
 		return fmt.Sprintf("is for a pod whose address %s is that of pod %s by now", cl.To.Addr(), now.Key)

@@ -225,6 +225,11 @@ func TestClaims(t *testing.T) {
 			},
 		},
 		{
+			name:  "by now of a pod without host ports",
+			steps: []map[model.ObjectKey]*model.Pod{podsOf(stale), podsOf(pod("new", 5, "10.244.0.11"))},
+			want:  []string{"8080/tcp of stale is for a pod whose address 10.244.0.11 is that of pod shop/new by now"},
+		},
+		{
 			name:  "it gets another address",
 			steps: []map[model.ObjectKey]*model.Pod{podsOf(stale, pod("new", 5, "10.244.0.11", "9090>90")), podsOf(pod("stale", 1, "10.244.0.14", "8080>80"))},
 			want:  []string{"8080/tcp → stale 10.244.0.14:80", "9090/tcp → new 10.244.0.11:90"},
@@ -261,6 +266,25 @@ func TestHostIPFollowsTheNode(t *testing.T) {
 	}
 	if c = p.Update(Objects{}, testNode()); len(c.Chains)+len(c.Gone)+len(c.Fresh)+len(c.Refused) > 0 {
 		t.Errorf("nothing new: %+v", c)
+	}
+}
+
+// TestAstray: a pod whose address leads nowhere does not get its port, nor does it keep
+// others from it.
+func TestAstray(t *testing.T) {
+	p := New(Config{Family: model.IPv4})
+	node := testNode()
+	p.Update(Objects{Pods: podsOf(pod("a", 1, "10.244.0.11", "8080>80"), pod("b", 2, "10.244.0.12", "8080>80"))}, node)
+	node.Astray = map[netip.Addr]string{netip.MustParseAddr("10.244.0.11"): "has no route"}
+	p.Update(Objects{}, node)
+	want := []string{"8080/tcp of a is for a pod whose address 10.244.0.11 has no route", "8080/tcp → b 10.244.0.12:80"}
+	if diff := cmp.Diff(want, text(p)); diff != "" {
+		t.Errorf("astray (-want +got):\n%s", diff)
+	}
+	p.Update(Objects{}, testNode())
+	want = []string{"8080/tcp of b has been that of pod shop/a for longer", "8080/tcp → a 10.244.0.11:80"}
+	if diff := cmp.Diff(want, text(p)); diff != "" {
+		t.Errorf("found again (-want +got):\n%s", diff)
 	}
 }
 

@@ -5,6 +5,7 @@ package portmap
 import (
 	"crypto/sha256"
 	"encoding/base32"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -120,8 +121,12 @@ type Node struct {
 	// then they do on all.
 	NodePorts    []netip.Addr
 	AllNodePorts bool
+	// Astray are addresses of pods that do not lead to a pod right now, with what
+	// they are instead.
+	Astray map[netip.Addr]string
 }
 
+// equal tells whether the node is the same to all pods.
 func (n Node) equal(o Node) bool {
 	return slices.Equal(n.Addrs, o.Addrs) && slices.Equal(n.Links, o.Links) &&
 		slices.Equal(n.NodePorts, o.NodePorts) && n.AllNodePorts == o.AllNodePorts
@@ -129,6 +134,7 @@ func (n Node) equal(o Node) bool {
 
 func (n Node) clone() Node {
 	n.Addrs, n.Links, n.NodePorts = slices.Clone(n.Addrs), slices.Clone(n.Links), slices.Clone(n.NodePorts)
+	n.Astray = maps.Clone(n.Astray)
 	return n
 }
 

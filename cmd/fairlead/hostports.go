@@ -18,6 +18,7 @@ import (
 
 	"fairlead/iptables/ruleset"
 	"fairlead/nat/conntrack"
+	"fairlead/nat/nodeaddr"
 	"fairlead/nat/sockets"
 	"fairlead/portmap"
 	"fairlead/proxier"
@@ -38,6 +39,11 @@ type hostPorts struct {
 	// listening returns the ports that processes of the node listen on.
 	listening func() (map[sockets.Port]bool, error)
 	metrics   *hostPortMetrics
+	// astray tells what a pod's address is where it does not lead to one, and lost has
+	// those of which that is so. at is the node as it was when all were looked at.
+	astray func(netip.Addr) string
+	lost   map[netip.Addr]string
+	at     []netip.Addr
 
 	// taken names who has the chains that host ports need, if somebody has.
 	taken string
@@ -78,7 +84,7 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 	}
 	h := &hostPorts{
 		family: f, when: switchFlag(cfg.hostPorts), engine: engine, reading: b.node.readings[f],
-		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, listening: sockets.Listening, metrics: b.ports,
+		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, listening: sockets.Listening, astray: nodeaddr.Astray, metrics: b.ports,
 		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]*portmap.Mapping{},
 		portmap: portmap.New(portmap.Config{
 			Family: f, Localhost: cfg.hostPortsLocalhost, LocalhostNodePorts: cfg.localhostNodePorts, MasqueradeNeighbours: !passes, Protected: cfg.protected, Forwarded: forwarded,
@@ -102,12 +108,14 @@ func (h *hostPorts) Contribute(ctx context.Context, d proxier.Desired) {
 	h.adopt(ctx)
 	reason := h.whyNot(ctx, d.Verify)
 	h.owned(reason == "", reason)
+	h.look(d)
 	objs := portmap.Objects{Pods: h.take(d.Pods, reason != ""), Services: make(map[model.ServicePortName]*model.ServicePort, len(d.Changed))}
 	for _, name := range d.Changed {
 		objs.Services[name] = d.Snapshot.Get(name)
 	}
 	changes := h.portmap.Update(objs, portmap.Node{
 		Addrs: d.Node.Addrs, Links: d.Node.Links, NodePorts: d.Node.NodePorts.Addrs, AllNodePorts: d.Node.NodePorts.All,
+		Astray: h.lost,
 	})
 	if len(changes.Chains) > 0 {
 		h.engine.Stage(changes.Chains)
@@ -136,6 +144,36 @@ func (h *hostPorts) whyNot(ctx context.Context, again bool) string {
 		return "done by " + who
 	}
 	return ""
+}
+
+// look finds out which pods' addresses lead nowhere: a pod's when that comes, all when
+// the node's addresses change and at each check, those that are lost each time. So a
+// node that has started anew does not send to the outside what is for a pod that is yet
+// to get its network, or to another that has its address by then.
+func (h *hostPorts) look(d proxier.Desired) {
+	lost := map[netip.Addr]string{}
+	check := func(a netip.Addr) {
+		if why := h.astray(a); why != "" {
+			lost[a] = why
+		}
+	}
+	each := func(pods map[model.ObjectKey]*model.Pod) {
+		for _, p := range pods {
+			if p != nil && len(p.HostPorts) > 0 && p.IP(h.family).IsValid() {
+				check(p.IP(h.family))
+			}
+		}
+	}
+	if d.Verify || !slices.Equal(h.at, d.Node.Addrs) {
+		h.at = d.Node.Addrs
+		each(h.pods)
+	} else {
+		for a := range h.lost {
+			check(a)
+		}
+	}
+	each(d.Pods)
+	h.lost = lost
 }
 
 // take takes over what has changed of the pods, and returns what is to become of host

@@ -32,6 +32,8 @@ type portsRig struct {
 	who    string
 	taken  map[sockets.Port]bool
 	warned []string
+	// astray are the addresses that lead to no pod.
+	astray map[netip.Addr]string
 }
 
 func (r *portsRig) WarnPod(pod *model.Pod, w model.Warning) {
@@ -51,6 +53,7 @@ func newPortsRig(t *testing.T) *portsRig {
 		owned: func(bool, string) {}, metrics: newHostPortMetrics(prometheus.NewRegistry(), model.Families()),
 		others:    lookAhead(t.Context(), func(context.Context) string { return r.who }),
 		listening: func() (map[sockets.Port]bool, error) { return r.taken, nil },
+		astray:    func(a netip.Addr) string { return r.astray[a] },
 		pods:      map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]*portmap.Mapping{},
 	}
 	synctest.Wait() // for the first look
@@ -113,6 +116,26 @@ func TestHostPortsComeAndGo(t *testing.T) {
 		}
 		if got := strings.Join(r.warned, ", "); got != "d: FairleadRefused" {
 			t.Errorf("Events: %s", got)
+		}
+	})
+}
+
+// TestHostPortsAstray: a pod whose address leads nowhere has no host ports until it
+// leads somewhere, which is seen at the next sync, at the latest.
+func TestHostPortsAstray(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPortsRig(t)
+		r.astray = map[netip.Addr]string{netip.AddrFrom4([4]byte{10, 0, 0, 'a'}): "has no route"}
+		if got := r.sync("a", "b"); got != "b" {
+			t.Errorf("without a route to the first: host ports of %q, want b's", got)
+		}
+		clear(r.astray)
+		if got := r.sync(); got != "a" {
+			t.Errorf("with one: host ports of %q, want a's", got)
+		}
+		r.astray[netip.AddrFrom4([4]byte{10, 0, 0, 'a'})] = "is another's"
+		if got := r.sync(); got != "b" {
+			t.Errorf("the route gone: host ports of %q, want b's", got)
 		}
 	})
 }

@@ -23,10 +23,11 @@ const (
 	reasonLoopback6    = "is the loopback address of IPv6, from which packets cannot leave the node"
 )
 
-// TranslatePod returns a Pod as the model has it. ok is false where nothing is to be
-// done for it: it is not on the node of that name, or in the node's own network, has
-// no host ports or no address, has ended, or its name is refused. One that is being
-// deleted is like any other: its containers have time to end.
+// TranslatePod returns a Pod as the model has it. ok is false where it has no address of
+// its own: it is not on the node of that name, or in the node's own network, has none
+// yet, or none any more, or its name is refused. One without host ports tells whose an
+// address is, and one that is being deleted is like any other: its containers have time
+// to end.
 func TranslatePod(pod *corev1.Pod, nodeName string) (p *model.Pod, ok bool, refused []Refusal) {
 	if pod.Spec.NodeName != nodeName || pod.Spec.HostNetwork ||
 		pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
@@ -43,7 +44,7 @@ func TranslatePod(pod *corev1.Pod, nodeName string) (p *model.Pod, ok bool, refu
 	}
 	ports := hostPorts(&pod.Spec, r)
 	ips := podIPs(&pod.Status, r)
-	if len(ports) == 0 || len(ips) == 0 {
+	if len(ips) == 0 || unwired(pod) {
 		return nil, false, r.list
 	}
 	return &model.Pod{
@@ -70,13 +71,28 @@ func started(pod *corev1.Pod) time.Time {
 	return pod.CreationTimestamp.Time
 }
 
-// wired returns when the pod's network was last made, as its status says since
-// Kubernetes 1.29, or else when it started.
-func wired(pod *corev1.Pod) time.Time {
+// unwired tells whether a pod's network is not made, as its status says since Kubernetes
+// 1.29: after a restart of the node its addresses are those that it had before.
+func unwired(pod *corev1.Pod) bool {
+	c := networkCondition(pod)
+	return c != nil && c.Status == corev1.ConditionFalse
+}
+
+// networkCondition returns what a pod's status says of its network, nil for nothing.
+func networkCondition(pod *corev1.Pod) *corev1.PodCondition {
 	for i := range pod.Status.Conditions {
 		if c := &pod.Status.Conditions[i]; c.Type == corev1.PodReadyToStartContainers {
-			return c.LastTransitionTime.Time
+			return c
 		}
+	}
+	return nil
+}
+
+// wired returns when the pod's network was last made, as far as its status says that,
+// or else when it started.
+func wired(pod *corev1.Pod) time.Time {
+	if c := networkCondition(pod); c != nil {
+		return c.LastTransitionTime.Time
 	}
 	return started(pod)
 }

@@ -67,7 +67,12 @@ func TestTranslatePod(t *testing.T) {
 		{name: "elsewhere", in: webPod(func(p *corev1.Pod) { p.Spec.NodeName = "there" })},
 		{name: "in the node's network", in: webPod(func(p *corev1.Pod) { p.Spec.HostNetwork = true })},
 		{name: "no address yet", in: webPod(func(p *corev1.Pod) { p.Status.PodIPs, p.Status.PodIP = nil, "" })},
-		{name: "no host ports", in: webPod(withHostPorts(corev1.ContainerPort{ContainerPort: 80}))},
+		{name: "no host ports: whose the address is", in: webPod(withHostPorts(corev1.ContainerPort{ContainerPort: 80})), want: want()},
+		{
+			name: "its network not made again, after a restart of the node", in: webPod(func(p *corev1.Pod) {
+				p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReadyToStartContainers, Status: corev1.ConditionFalse}}
+			}),
+		},
 		{
 			name: "times", in: webPod(func(p *corev1.Pod) {
 				start := metav1.Unix(2000, 0)
