@@ -209,10 +209,14 @@ func TestKernelPolicyWins(t *testing.T) {
 			}
 		}
 		check("nothing is accepted by others", lab.Answered)
-		for _, f := range families() { // as policy engines do it: their chain, at the end of what there was when they came
-			for _, args := range [][]string{
+		for _, f := range families() { // as policy engines do it: their chain, before what there was when they came
+			rules := [][]string{
 				{"-N", "POLICY"}, {"-A", "POLICY", "-d", pod.Addr(f).String(), "-j", "DROP"}, {"-I", "FORWARD", "-j", "POLICY"},
-			} {
+			}
+			if *proxyMode == "ipvs" { // which sends what is for a Service as if the node did
+				rules = append(rules, []string{"-I", "OUTPUT", "-j", "POLICY"})
+			}
+			for _, args := range rules {
 				if err := node.Iptables(ctx, v, f, args...); err != nil {
 					t.Fatal(err)
 				}

@@ -509,7 +509,8 @@ func TestKernelHostPortFromAPIServer(t *testing.T) {
 	elsewhere := podObject("elsewhere", node.Pods[1], publish(hostPort+1))
 	elsewhere.Spec.NodeName = "node-2"
 	createPod(ctx, t, client, elsewhere)
-	a := startAgent(ctx, t, node, lab.NFT, "--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"), "--cni-conf-dir", t.TempDir())
+	args := []string{"--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"), "--cni-conf-dir", t.TempDir()}
+	a := startAgent(ctx, t, node, lab.NFT, args...)
 	a.waitSynced(ctx, 0)
 	check := func(when, want string) {
 		t.Helper()
@@ -538,9 +539,19 @@ func TestKernelHostPortFromAPIServer(t *testing.T) {
 	}
 	a.waitLog(ctx, 0, 1, "Cannot read from the API server")
 	check("with the API server away", node.Pods[0].Label)
+	rules := save(ctx, t, node, lab.NFT)
+	a.stop()
+	a = startAgent(ctx, t, node, lab.NFT, args...)
+	a.waitLog(ctx, 0, 1, "Cannot read from the API server")
+	check("after a restart with the API server away", node.Pods[0].Label)
+	if diff := cmp.Diff(rules, save(ctx, t, node, lab.NFT)); diff != "" {
+		t.Errorf("a restart with the API server away (-before +after):\n%s", diff)
+	}
 	if err := c.StartAPIServer(ctx); err != nil {
 		t.Fatal(err)
 	}
+	a.waitLog(ctx, 0, 2, "Synced", "written=0")
+	check("with the API server back", node.Pods[0].Label)
 	now := int64(0)
 	from := len(a.log())
 	if err := client.CoreV1().Pods("default").Delete(ctx, "first", metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
