@@ -180,7 +180,7 @@ func TestKernelPodMasqueradeOfOthers(t *testing.T) {
 			foreignRule{"nat", "FLANNEL-POSTRTG", "-m addrtype ! --dst-type MULTICAST -j MASQUERADE --random-fully"},
 			foreignRule{"nat", "POSTROUTING", "-j FLANNEL-POSTRTG"})
 		state := filepath.Join(t.TempDir(), "fairlead", "state.json")
-		args := []string{"--manifests", dir.path, "--state-file", state, "--iptables-sync-period", "1s"}
+		args := []string{"--manifests", dir.path, "--state-file", state, "--iptables-sync-period", "1s", "--ipvs-sync-period", "1s"}
 		check := func(owned bool, reason string) {
 			t.Helper()
 			rules := save(ctx, t, node, v)

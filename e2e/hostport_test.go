@@ -418,7 +418,7 @@ func TestKernelHostPortsOfOthers(t *testing.T) {
 		dir.write("pod.yaml", podObject("web", pod, publish(hostPort)))
 		cni.writeText("10-flannel.conflist", `{"name": "cbr0", "cniVersion": "0.3.1", "plugins": [{"type": "flannel"},
 			{"type": "portmap", "capabilities": {"portMappings": true}}]}`)
-		args := []string{"--manifests", dir.path, "--cni-conf-dir", cni.path, "--iptables-sync-period", "1s"}
+		args := []string{"--manifests", dir.path, "--cni-conf-dir", cni.path, "--iptables-sync-period", "1s", "--ipvs-sync-period", "1s"}
 		check := func(when string, want bool) {
 			t.Helper()
 			for _, f := range families() {

@@ -24,6 +24,10 @@ type optional struct {
 	mu sync.Mutex
 	// told is set while the operator knows, and closed once absent is.
 	told, closed bool
+	// granted is set once the API server has shown what the agent cannot do without.
+	// Before, that something is forbidden says nothing: an API server that has just
+	// started knows roles and bindings only a moment later.
+	granted bool
 }
 
 func newOptional(link *link, message string) *optional {
@@ -38,9 +42,10 @@ func (o *optional) failed(ctx context.Context, resource string, err error) {
 	}
 	o.link.watching(ctx, resource) // it has answered
 	o.mu.Lock()
-	tell := !o.told
-	o.told = true
-	if !o.closed {
+	final := o.granted || apierrors.IsNotFound(err)
+	tell := final && !o.told
+	o.told = o.told || final
+	if final && !o.closed {
 		o.closed = true
 		close(o.absent)
 	}
@@ -48,6 +53,13 @@ func (o *optional) failed(ctx context.Context, resource string, err error) {
 	if tell {
 		klog.FromContext(ctx).Info(o.message, "reason", reasonOf(err))
 	}
+}
+
+// grant takes note that the API server shows the agent what it cannot do without.
+func (o *optional) grant() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.granted = true
 }
 
 // watching takes note that a watch of the resource stands.

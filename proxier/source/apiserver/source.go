@@ -93,6 +93,7 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	}
 	ranges := newOptional(s.link, "Cannot read ServiceCIDRs, external addresses are kept out of --service-cidrs and of those known so far alone; "+
 		"let the agent list and watch servicecidrs of networking.k8s.io")
+	ranges.grant() // nothing is removed for want of them
 	cidrs, err := s.serviceCIDRs(ctx, events, ranges, sink)
 	if err != nil {
 		return fmt.Errorf("make informer for servicecidrs: %w", err)
@@ -119,6 +120,7 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	}
 	g.Go(func() error {
 		if cache.WaitFor(ctx, "", services.delivered, slices.delivered) {
+			shown.grant()
 			limited, cancel := context.WithTimeout(ctx, restPatience)
 			defer cancel()
 			awaitRest(limited, ctx, node, cidrs, ranges)
