@@ -9,11 +9,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"k8s.io/klog/v2"
+
+	"fairlead/internal/dirwatch"
 )
 
 // DefaultPath is where ip-masq-agent has its file.
@@ -79,71 +78,15 @@ func (f *File) result(changed bool) (Config, bool, error) {
 	return f.config, changed, nil
 }
 
-// settle is how long to wait after a sign of a change: who replaces a file does it
-// in steps.
-const settle = 50 * time.Millisecond
-
 // Follow calls deliver whenever the file says something else than before, until ctx
 // is done. Read has been called before, and is not called beside it.
 func (f *File) Follow(ctx context.Context, deliver func(Config)) {
-	signs := newSigns(filepath.Dir(f.path))
-	defer signs.close()
+	signs := dirwatch.New(f.path)
+	defer signs.Close()
 	for ctx.Err() == nil {
 		if config, changed, err := f.Read(ctx); err == nil && changed {
 			deliver(config)
 		}
-		signs.await(ctx, f.config.Resync)
-	}
-}
-
-// signs are of changes in a directory, of which there are none while it cannot be
-// watched.
-type signs struct {
-	dir     string
-	watcher *fsnotify.Watcher
-}
-
-func newSigns(dir string) *signs {
-	s := &signs{dir: dir}
-	s.watcher, _ = fsnotify.NewWatcher()
-	s.watch()
-	return s
-}
-
-// watch watches the directory, if it is there and not watched.
-func (s *signs) watch() {
-	if s.watcher != nil {
-		_ = s.watcher.Add(s.dir)
-	}
-}
-
-// await returns once there was a sign and no other for a moment, after at most d, or
-// when ctx ends.
-func (s *signs) await(ctx context.Context, d time.Duration) {
-	wait := time.NewTimer(d)
-	defer wait.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.events():
-			wait.Reset(settle)
-		case <-wait.C:
-			s.watch() // it may have come to be, or another have taken its place
-			return
-		}
-	}
-}
-
-func (s *signs) events() <-chan fsnotify.Event {
-	if s.watcher == nil {
-		return nil
-	}
-	return s.watcher.Events
-}
-
-func (s *signs) close() {
-	if s.watcher != nil {
-		_ = s.watcher.Close()
+		signs.Await(ctx, f.config.Resync)
 	}
 }
