@@ -4,6 +4,7 @@ package health
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -31,9 +32,10 @@ type familyReport struct {
 	Healthy     bool      `json:"healthy"`
 }
 
-// Handler returns the handler of /healthz and /livez. Both answer 200 or, if a
-// family has an update queued for longer than the timeout, 503; /healthz also
-// answers 503 while the node is not eligible.
+// Handler returns the handler of /healthz, /livez and /readyz. The first two answer 200
+// or, if a family has an update queued for longer than the timeout, 503; /healthz also
+// answers 503 while the node is not eligible. /readyz answers 503 until every family has
+// been synced once, and 200 from then on.
 func (s *State) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -44,6 +46,13 @@ func (s *State) Handler() http.Handler {
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) {
 		r, _ := s.report(time.Now())
 		r.write(w, r.Healthy, s.counters.livez)
+	})
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
+		if waiting := s.notReady(); len(waiting) > 0 {
+			http.Error(w, fmt.Sprintf("waiting for the first sync of %v", waiting), http.StatusServiceUnavailable)
+			return
+		}
+		text("ok").ServeHTTP(w, r)
 	})
 	return mux
 }

@@ -9,6 +9,7 @@ package health
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,8 @@ type Config struct {
 	// Timeout is how old a queued update may become before its family counts as
 	// unhealthy; DefaultTimeout if zero.
 	Timeout time.Duration
+	// Families are those that must have been synced before the agent is ready.
+	Families []model.Family
 	// Registerer receives the counters of answered probes. If it is nil they are
 	// counted all the same, and nobody can read them.
 	Registerer prometheus.Registerer
@@ -40,6 +43,10 @@ type State struct {
 	mu           sync.Mutex
 	nodeEligible bool
 	families     map[model.Family]*familyState
+	// awaited are the families that have not been synced yet, and ready is closed once
+	// there are none.
+	awaited []model.Family
+	ready   chan struct{}
 }
 
 type familyState struct {
@@ -64,12 +71,18 @@ func New(cfg Config) (*State, error) {
 			return nil, err
 		}
 	}
-	return &State{
+	s := &State{
 		timeout:      cfg.Timeout,
 		counters:     c,
 		nodeEligible: true,
 		families:     map[model.Family]*familyState{},
-	}, nil
+		awaited:      slices.Clone(cfg.Families),
+		ready:        make(chan struct{}),
+	}
+	if len(s.awaited) == 0 {
+		close(s.ready)
+	}
+	return s, nil
 }
 
 // Queued says that at t something changed which family f's rules have yet to
@@ -89,6 +102,21 @@ func (s *State) Synced(f model.Family, t time.Time) {
 	fs := s.familyLocked(f)
 	fs.lastUpdated = time.Now()
 	fs.backlog.done(t)
+	if i := slices.Index(s.awaited, f); i >= 0 {
+		if s.awaited = slices.Delete(s.awaited, i, i+1); len(s.awaited) == 0 {
+			close(s.ready)
+		}
+	}
+}
+
+// Ready returns a channel that is closed once every family has been synced.
+func (s *State) Ready() <-chan struct{} { return s.ready }
+
+// notReady returns the families that have not been synced yet.
+func (s *State) notReady() []model.Family {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.awaited)
 }
 
 // SetNodeEligible says whether load balancers may send new connections to this

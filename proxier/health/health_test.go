@@ -39,6 +39,37 @@ func get(h http.Handler, path string) *httptest.ResponseRecorder {
 	return w
 }
 
+// TestReady: ready is who has synced every family once, whatever comes then.
+func TestReady(t *testing.T) {
+	s := newState(t, health.Config{Families: model.Families()})
+	want := func(code int, body string) {
+		t.Helper()
+		if w := get(s.Handler(), "/readyz"); w.Code != code || !strings.Contains(w.Body.String(), body) {
+			t.Errorf("got %d %q, want %d %q", w.Code, w.Body, code, body)
+		}
+		select {
+		case <-s.Ready():
+			if code != 200 {
+				t.Error("Ready is closed too early")
+			}
+		default:
+			if code == 200 {
+				t.Error("Ready is not closed")
+			}
+		}
+	}
+	want(503, "IPv4 IPv6")
+	s.Queued(model.IPv4, time.Now())
+	s.Synced(model.IPv4, time.Now())
+	s.Synced(model.IPv4, time.Now())
+	want(503, "waiting for the first sync of [IPv6]")
+	s.Synced(model.IPv6, time.Now())
+	want(200, "ok")
+	s.SetNodeEligible(false)
+	s.Synced(model.IPv6, time.Now())
+	want(200, "ok")
+}
+
 func TestProbes(t *testing.T) {
 	for _, tt := range []struct {
 		name           string

@@ -4,9 +4,11 @@ package health
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/pprof"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -18,13 +20,17 @@ type MetricsConfig struct {
 	Gatherer prometheus.Gatherer
 	// ProxyMode is the answer to /proxyMode.
 	ProxyMode string
-	// Profiling adds /debug/pprof/.
+	// Config is the answer to /configz, as JSON; nil for no such page.
+	Config any
+	// Profiling adds /debug/pprof/, and SetVerbosity as /debug/flags/v.
 	Profiling bool
+	// SetVerbosity makes the log have more or less; nil for no such page.
+	SetVerbosity func(level string) error
 }
 
 // MetricsHandler returns the handler of the metrics server: /metrics,
-// /proxyMode, /healthz, which answers "ok" as long as the process does, and
-// with Profiling /debug/pprof/. A collector that fails is logged to the logger
+// /proxyMode, /configz, /healthz, which answers "ok" as long as the process does, and
+// with Profiling /debug/pprof/, and /debug/flags/v, which takes PUT. A collector that fails is logged to the logger
 // in ctx and does not keep the others' metrics from being read.
 func MetricsHandler(ctx context.Context, cfg MetricsConfig) http.Handler {
 	mux := http.NewServeMux()
@@ -34,7 +40,22 @@ func MetricsHandler(ctx context.Context, cfg MetricsConfig) http.Handler {
 	}))
 	mux.Handle("/proxyMode", text(cfg.ProxyMode))
 	mux.Handle("/healthz", text("ok"))
+	if cfg.Config != nil {
+		mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) {
+			body, err := json.Marshal(cfg.Config)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("X-Content-Type-Options", "nosniff")
+			_, _ = w.Write(body) // the reader has gone: nobody is left to tell
+		})
+	}
 	if cfg.Profiling {
+		if cfg.SetVerbosity != nil {
+			mux.Handle("PUT /debug/flags/v", verbosity(cfg.SetVerbosity))
+		}
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
 		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
@@ -42,6 +63,21 @@ func MetricsHandler(ctx context.Context, cfg MetricsConfig) http.Handler {
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
 	return mux
+}
+
+// verbosity returns a handler that hands the body of a request to set.
+func verbosity(set func(level string) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		level, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 16))
+		if err == nil {
+			err = set(strings.TrimSpace(string(level)))
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		text("the log has verbosity "+strings.TrimSpace(string(level))+"\n").ServeHTTP(w, r)
+	})
 }
 
 // text returns a handler that always answers with body.

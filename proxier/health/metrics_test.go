@@ -4,6 +4,8 @@ package health_test
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -17,7 +19,7 @@ func TestMetricsHandler(t *testing.T) {
 	answer := prometheus.NewGauge(prometheus.GaugeOpts{Name: "answer", Help: "h"})
 	answer.Set(42)
 	reg.MustRegister(answer)
-	cfg := health.MetricsConfig{Gatherer: reg, ProxyMode: "iptables"}
+	cfg := health.MetricsConfig{Gatherer: reg, ProxyMode: "iptables", Config: map[string]any{"a": 1}}
 	for _, tt := range []struct {
 		path      string
 		profiling bool
@@ -27,7 +29,9 @@ func TestMetricsHandler(t *testing.T) {
 		{path: "/metrics", code: 200, body: "\nanswer 42\n"},
 		{path: "/proxyMode", code: 200, body: "iptables"},
 		{path: "/healthz", code: 200, body: "ok"},
+		{path: "/configz", code: 200, body: `{"a":1}`},
 		{path: "/", code: 404},
+		{path: "/debug/flags/v", code: 404},
 		{path: "/debug/pprof/", code: 404},
 		{path: "/debug/pprof/cmdline", code: 404},
 		{path: "/debug/pprof/", profiling: true, code: 200, body: "goroutine"},
@@ -44,6 +48,34 @@ func TestMetricsHandler(t *testing.T) {
 				t.Errorf("got %d %q, want %d with %q in it", w.Code, w.Body, tt.code, tt.body)
 			}
 		})
+	}
+}
+
+// TestVerbosity: with profiling, PUT sets what the log has, if it makes sense.
+func TestVerbosity(t *testing.T) {
+	var set []string
+	h := health.MetricsHandler(t.Context(), health.MetricsConfig{
+		Gatherer: prometheus.NewRegistry(), Profiling: true,
+		SetVerbosity: func(level string) error {
+			if level == "x" {
+				return errors.New("no number")
+			}
+			set = append(set, level)
+			return nil
+		},
+	})
+	for body, want := range map[string]int{"4\n": 200, "x": 400, strings.Repeat("1", 17): 400} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodPut, "/debug/flags/v", strings.NewReader(body)))
+		if w.Code != want {
+			t.Errorf("%q: got %d %s, want %d", body, w.Code, w.Body, want)
+		}
+	}
+	if len(set) != 1 || set[0] != "4" {
+		t.Errorf("got %q, want 4", set)
+	}
+	if w := get(h, "/debug/flags/v"); w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("GET: got %d", w.Code)
 	}
 }
 
