@@ -18,7 +18,7 @@ import (
 // beside makes what the agent does beside Services: what pods send to the outside, and
 // host ports. It is the same in every mode.
 type beside struct {
-	cfg      *config
+	cfg      *agentConfig
 	node     *nodeKernel
 	settings *sysctl.Settings
 	owns     *ownership
@@ -27,9 +27,9 @@ type beside struct {
 	warner   podWarner // may be nil
 }
 
-func newBeside(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings, src source.Source, reg prometheus.Registerer) *beside {
+func newBeside(ctx context.Context, cfg *agentConfig, node *nodeKernel, settings *sysctl.Settings, src source.Source, reg prometheus.Registerer) *beside {
 	b := &beside{
-		cfg: cfg, node: node, settings: settings, owns: newOwnership(cfg.stateFile, reg),
+		cfg: cfg, node: node, settings: settings, owns: newOwnership(cfg.StateFile, reg),
 		egress: readEgress(ctx, cfg), ports: newHostPortMetrics(reg, node.families),
 	}
 	b.warner, _ = src.(podWarner) // as apiserver's is; a directory has nowhere to write Events
@@ -37,8 +37,8 @@ func newBeside(ctx context.Context, cfg *config, node *nodeKernel, settings *sys
 }
 
 // contributions are a mode's, and those beside it.
-func (c *config) contributions(ctx context.Context, f model.Family, node *nodeKernel, mode ruleset.Contribution) []ruleset.Contribution {
-	return append([]ruleset.Contribution{mode}, besideMode(f, node.chainReader(ctx, f), switchFlag(c.hostPorts), c.hostPortsLocalhost)...)
+func (c *agentConfig) contributions(ctx context.Context, f model.Family, node *nodeKernel, mode ruleset.Contribution) []ruleset.Contribution {
+	return append([]ruleset.Contribution{mode}, besideMode(f, node.chainReader(ctx, f), switchFlag(c.HostPorts.Mode), c.HostPorts.Localhost)...)
 }
 
 // besideMode are the contributions beside a mode's. The chains of host ports are not

@@ -7,13 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"fairlead/config"
 	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
 	"fairlead/nat"
@@ -39,23 +39,24 @@ Connections to Services stop working. Stop the agent first, or it will write
 its rules again.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkPrivilege(); err != nil {
-				return err
-			}
-			excluded, err := parseCIDRs("--ipvs-exclude-cidrs", strings.Join(exclude, ","))
+			excluded, err := parseCIDRs("--ipvs-exclude-cidrs", exclude)
 			if err != nil {
 				return err
 			}
 			return cleanup(cmd.Context(), both(excluded))
 		},
 	}
-	excludeFlag(cmd.Flags(), &exclude)
+	cmd.Flags().StringSliceVar(&exclude, "ipvs-exclude-cidrs", nil, "CIDRs of virtual servers that are not Fairlead's, and that it does not remove.")
+	verbosityFlag(cmd.Flags())
 	return cmd
 }
 
 // cleanup removes what is ours from wherever it may be, virtual servers in excluded
 // networks apart. One failure does not keep it from the rest.
 func cleanup(ctx context.Context, excluded []netip.Prefix) error {
+	if err := checkPrivilege(); err != nil {
+		return err
+	}
 	// Before the rule goes that keeps neighbours from 127.0.0.1.
 	sysctl.Warn(ctx, sysctl.New("").ResetRouteLocalnet(ctx))
 	var errs []error
@@ -94,7 +95,7 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 	}
 	removeCounter(ctx)
 	removeExempt(ctx)
-	errs = append(errs, removeState(defaultStateFile))
+	errs = append(errs, removeState(config.DefaultStateFile))
 	if missing == 4 {
 		return fmt.Errorf("no iptables command found: %w", ruleset.ErrNoCommand)
 	}

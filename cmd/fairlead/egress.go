@@ -4,14 +4,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"sync/atomic"
 
-	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
 	"fairlead/iptables/ruleset"
@@ -125,14 +122,14 @@ func (b *beside) podEgress(ctx context.Context, f model.Family, engine *ruleset.
 		set = ipset.NewSet(egress.SetName(f == model.IPv6), ipset.HashNet, f == model.IPv6)
 	}
 	e := &podEgress{
-		family: f, when: switchFlag(b.cfg.podMasquerade), clusterCIDRs: b.cfg.podCIDRs[f], nodePodCIDRs: b.cfg.nodePodCIDRs,
-		random: b.cfg.masqueradeRandom, config: b.egress, exempt: egress.NewExempt(set), engine: engine,
+		family: f, when: switchFlag(b.cfg.PodMasquerade.Mode), clusterCIDRs: b.cfg.podCIDRs[f], nodePodCIDRs: b.cfg.nodePodCIDRs,
+		random: b.cfg.PodMasquerade.RandomFully, config: b.egress, exempt: egress.NewExempt(set), engine: engine,
 		owned: b.owns.of(ctx, f, ownsPodMasquerade),
 	}
 	if e.when == switchAuto && len(e.clusterCIDRs) > 0 {
 		e.others = lookAhead(ctx, func(ctx context.Context) string {
 			chain := b.node.chainReader(ctx, f)
-			return egress.Others{CNI: os.DirFS(b.cfg.cniConfDir), Postrouting: chain("POSTROUTING"), Chain: chain, Tables: tables(ctx)}.Who(e.clusterCIDRs)
+			return egress.Others{CNI: os.DirFS(b.cfg.CNIConfDir), Postrouting: chain("POSTROUTING"), Chain: chain, Tables: tables(ctx)}.Who(e.clusterCIDRs)
 		})
 	}
 	return e
@@ -145,8 +142,8 @@ type egressConfig struct {
 }
 
 // readEgress reads it for the first time. What is wrong with the file the log has.
-func readEgress(ctx context.Context, cfg *config) *egressConfig {
-	e := &egressConfig{file: egress.NewFile(cfg.masqConfig, cfg.egress)}
+func readEgress(ctx context.Context, cfg *agentConfig) *egressConfig {
+	e := &egressConfig{file: egress.NewFile(cfg.PodMasquerade.Config, cfg.egress)}
 	if c, _, err := e.file.Read(ctx); err == nil {
 		e.current.Store(&c)
 	}
@@ -159,55 +156,4 @@ func (e *egressConfig) follow(ctx context.Context, changed func()) {
 		e.current.Store(&c)
 		changed()
 	})
-}
-
-// egressOptions are the flags of what pods send to the outside.
-type egressOptions struct {
-	podMasquerade    string
-	masqConfig       string
-	nonMasquerade    string
-	masqueradeRandom bool
-}
-
-func (o *egressOptions) register(fs *pflag.FlagSet) {
-	fs.StringVar(&o.podMasquerade, "pod-masquerade", string(switchAuto), "Whether to masquerade what pods (--cluster-cidr) send to the outside: on, off, or auto, which leaves it to others on the node that do it.")
-	fs.StringVar(&o.masqConfig, "ip-masq-config", egress.DefaultPath, "File of ip-masq-agent, in YAML or JSON, with what not to masquerade of it. It need not be there; changes take effect at once.")
-	fs.StringVar(&o.nonMasquerade, "non-masquerade-cidrs", "", "CIDRs, with commas between, to which pods come with their own addresses, where --ip-masq-config does not say. Not given, these are the private ones of IPv4: 10.0.0.0/8,172.16.0.0/12,192.168.0.0/16. Pods and addresses of the node always are.")
-	fs.BoolVar(&o.masqueradeRandom, "masquerade-random-fully", true, "Choose the source ports of what pods send to the outside at random, which makes it unlikely that two connections race for one.")
-}
-
-// config returns what holds where no file says otherwise.
-func (o *egressOptions) config(changed func(string) bool) (egress.Config, error) {
-	out := egress.Defaults()
-	if !switchFlag(o.podMasquerade).valid() {
-		return out, fmt.Errorf("--pod-masquerade %q is unknown; use auto, on or off", o.podMasquerade)
-	}
-	if !changed("non-masquerade-cidrs") {
-		return out, nil
-	}
-	var list []string
-	for _, part := range strings.Split(o.nonMasquerade, ",") {
-		if part = strings.TrimSpace(part); part != "" {
-			list = append(list, part)
-		}
-	}
-	var err error
-	if out.NonMasquerade, err = egress.ParseCIDRs(list); err != nil {
-		return out, fmt.Errorf("--non-masquerade-cidrs: %w", err)
-	}
-	return out, nil
-}
-
-// switchFlag is a flag that is on, off, or what auto finds out.
-type switchFlag string
-
-// The values of a switchFlag.
-const (
-	switchAuto switchFlag = "auto"
-	switchOn   switchFlag = "on"
-	switchOff  switchFlag = "off"
-)
-
-func (s switchFlag) valid() bool {
-	return slices.Contains([]switchFlag{switchAuto, switchOn, switchOff}, s)
 }

@@ -10,10 +10,8 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
 	"fairlead/iptables/ruleset"
@@ -79,15 +77,15 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 	cfg := b.cfg
 	passes, _ := b.settings.BridgeNetfilter(ctx, f) // the mode warns
 	forwarded := cfg.podCIDRs[f]
-	if switchFlag(cfg.podMasquerade) == switchOff {
+	if switchFlag(cfg.PodMasquerade.Mode) == switchOff {
 		forwarded = nil
 	}
 	h := &hostPorts{
-		family: f, when: switchFlag(cfg.hostPorts), engine: engine, reading: b.node.readings[f],
+		family: f, when: switchFlag(cfg.HostPorts.Mode), engine: engine, reading: b.node.readings[f],
 		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, listening: sockets.Listening, astray: nodeaddr.Astray, metrics: b.ports,
 		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]*portmap.Mapping{},
 		portmap: portmap.New(portmap.Config{
-			Family: f, Localhost: cfg.hostPortsLocalhost, LocalhostNodePorts: cfg.localhostNodePorts, MasqueradeNeighbours: !passes, Protected: cfg.protected, Forwarded: forwarded,
+			Family: f, Localhost: cfg.HostPorts.Localhost, LocalhostNodePorts: cfg.IPTables.LocalhostNodePorts, MasqueradeNeighbours: !passes, Protected: cfg.protected, Forwarded: forwarded,
 		}),
 	}
 	if !engine.Owns(ruleset.ChainKey{Table: ruleset.NAT, Name: portmap.Root}) {
@@ -96,7 +94,7 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 	if h.when == switchAuto && h.taken == "" {
 		h.others = lookAhead(ctx, func(ctx context.Context) string {
 			return portmap.Others{
-				CNI: os.DirFS(cfg.cniConfDir), Tables: tables(ctx), Chain: b.node.chainReader(ctx, f),
+				CNI: os.DirFS(cfg.CNIConfDir), Tables: tables(ctx), Chain: b.node.chainReader(ctx, f),
 			}.Who()
 		})
 	}
@@ -322,43 +320,4 @@ func (m *hostPortMetrics) set(f model.Family, p *portmap.Portmap) {
 	mapped, refused := p.Len()
 	m.ports.WithLabelValues(f.String(), "mapped").Set(float64(mapped))
 	m.ports.WithLabelValues(f.String(), "refused").Set(float64(refused))
-}
-
-// hostPortOptions are the flags of host ports.
-type hostPortOptions struct {
-	hostPorts          string
-	hostPortsLocalhost bool
-	protectedPorts     []string
-	cniConfDir         string
-}
-
-func (o *hostPortOptions) register(fs *pflag.FlagSet) {
-	fs.StringVar(&o.hostPorts, "host-ports", string(switchAuto), "Whether to lead host ports of this node's Pods to them: on, off, or auto, which leaves it to a CNI plugin or a container runtime that does.")
-	fs.BoolVar(&o.hostPortsLocalhost, "host-ports-localhost", false, "Let host ports answer on 127.0.0.1 too. The kernel then routes packets for it (route_localnet), and those of neighbours are dropped.")
-	fs.StringSliceVar(&o.protectedPorts, "protected-ports", []string{"22/tcp", "6443/tcp", "10250/tcp", "8472/udp"}, "Ports of the node that no pod gets, besides the agent's own.")
-	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "Where CNI's configurations are, by which --host-ports=auto and --pod-masquerade=auto know of CNI plugins.")
-}
-
-// config returns the ports of the node that no pod gets, those of the agent's own
-// servers among them.
-func (o *hostPortOptions) config(own ...string) (map[portmap.Port]string, error) {
-	if !switchFlag(o.hostPorts).valid() {
-		return nil, fmt.Errorf("--host-ports %q is unknown; use auto, on or off", o.hostPorts)
-	}
-	out := map[portmap.Port]string{}
-	for _, text := range o.protectedPorts {
-		number, proto, _ := strings.Cut(strings.TrimSpace(text), "/")
-		n, err := strconv.ParseUint(number, 10, 16)
-		p := model.Protocol(strings.ToUpper(proto))
-		if err != nil || n == 0 || !slices.Contains([]model.Protocol{model.TCP, model.UDP, model.SCTP}, p) {
-			return nil, fmt.Errorf("--protected-ports %q is not a port; write it like 22/tcp", text)
-		}
-		out[portmap.Port{Protocol: p, Number: uint16(n)}] = "among --protected-ports"
-	}
-	for _, addr := range own {
-		if ap, err := netip.ParseAddrPort(addr); err == nil {
-			out[portmap.Port{Protocol: model.TCP, Number: ap.Port()}] = "the agent's own"
-		}
-	}
-	return out, nil
 }

@@ -28,7 +28,7 @@ import (
 
 // ipvsBackend is IPVS mode.
 type ipvsBackend struct {
-	cfg      *config
+	cfg      *agentConfig
 	node     *nodeKernel
 	settings *sysctl.Settings
 	servers  map[model.Family]*servers.Kernel
@@ -36,7 +36,7 @@ type ipvsBackend struct {
 }
 
 // newIPVSBackend finds out whether this node can have IPVS mode.
-func newIPVSBackend(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings) (*ipvsBackend, error) {
+func newIPVSBackend(ctx context.Context, cfg *agentConfig, node *nodeKernel, settings *sysctl.Settings) (*ipvsBackend, error) {
 	b := &ipvsBackend{cfg: cfg, node: node, settings: settings, servers: map[model.Family]*servers.Kernel{}, reserved: newReservedPorts(sysctl.NewReservedPorts(settings))}
 	for _, f := range node.families {
 		k, err := servers.New(f == model.IPv6)
@@ -51,8 +51,8 @@ func newIPVSBackend(ctx context.Context, cfg *config, node *nodeKernel, settings
 	if err := probeScheduler(b.servers[node.families[0]], cfg.scheduler.Name); err != nil {
 		return nil, err
 	}
-	sysctl.Warn(ctx, settings.IPVS(ctx, sysctl.IPVSConfig{StrictARP: cfg.ipvs.strictARP, Families: node.families}))
-	return b, b.servers[node.families[0]].SetTimeouts(cfg.ipvs.timeouts)
+	sysctl.Warn(ctx, settings.IPVS(ctx, sysctl.IPVSConfig{StrictARP: cfg.IPVS.StrictARP, Families: node.families}))
+	return b, b.servers[node.families[0]].SetTimeouts(servers.Timeouts{TCP: cfg.IPVS.TCPTimeout, TCPFin: cfg.IPVS.TCPFinTimeout, UDP: cfg.IPVS.UDPTimeout})
 }
 
 // schedulers tells which of these the kernel has.
@@ -96,7 +96,7 @@ func hasScheduler(ctx context.Context, k schedulers) func(name string) bool {
 func (b *ipvsBackend) name() string { return ipvsName }
 
 func (b *ipvsBackend) periods() (time.Duration, time.Duration) {
-	return b.cfg.ipvs.minSyncPeriod, b.cfg.ipvs.syncPeriod
+	return b.cfg.IPVS.MinSyncPeriod, b.cfg.IPVS.SyncPeriod
 }
 
 func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error) {
@@ -106,15 +106,15 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 		PodCIDRs:           cfg.clusterCIDRs[f],
 		PodInterface:       cfg.podInterface,
 		NodePodCIDRs:       cfg.nodePodCIDRs,
-		MasqueradeAll:      cfg.masqueradeAll,
-		MasqueradeBit:      cfg.masqueradeBit,
+		MasqueradeAll:      cfg.IPTables.MasqueradeAll,
+		MasqueradeBit:      cfg.IPTables.MasqueradeBit,
 		KeepInvalid:        b.settings.BeLiberal(),
-		LocalhostNodePorts: cfg.localhostNodePorts,
-		LocalhostHostPorts: cfg.hostPortsLocalhost,
+		LocalhostNodePorts: cfg.IPTables.LocalhostNodePorts,
+		LocalhostHostPorts: cfg.HostPorts.Localhost,
 		Scheduler:          cfg.scheduler,
 		HasScheduler:       hasScheduler(ctx, b.servers[f]),
 		ExcludeCIDRs:       cfg.excludeCIDRs,
-		GracePeriod:        cfg.ipvs.gracePeriod,
+		GracePeriod:        cfg.IPVS.GracePeriod,
 	}
 	passes, problems := b.settings.BridgeNetfilter(ctx, f)
 	sysctl.Warn(ctx, problems)
@@ -127,7 +127,7 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 		return served{}, err
 	}
 	engine := node.engine(node.commands[f], cfg.contributions(ctx, f, node, ipvs.Contribution(rules))...)
-	engine.Stage(nat.IPVSChains(cfg.masqueradeBit, nat.LoopBack(ipv6)))
+	engine.Stage(nat.IPVSChains(cfg.IPTables.MasqueradeBit, nat.LoopBack(ipv6)))
 	w := node.watcher(ctx, f, engine.Owns, ruleset.Mangle)
 	watched(engine, w)
 	mode := ipvs.New(rules, ipvs.Kernel{

@@ -49,7 +49,7 @@ type adopter interface {
 }
 
 // newBackend returns the first of the modes that this node can.
-func newBackend(ctx context.Context, cfg *config, node *nodeKernel, settings *sysctl.Settings, reg prometheus.Registerer) (backend, error) {
+func newBackend(ctx context.Context, cfg *agentConfig, node *nodeKernel, settings *sysctl.Settings, reg prometheus.Registerer) (backend, error) {
 	var last error
 	for _, name := range cfg.modes {
 		if name == iptablesName {
@@ -65,14 +65,14 @@ func newBackend(ctx context.Context, cfg *config, node *nodeKernel, settings *sy
 			return nil, fmt.Errorf("--proxy-mode %s: %w", name, err)
 		}
 		klog.FromContext(ctx).Info("This node cannot have a mode that is preferred", "proxyMode", name, "reason", err.Error())
-		last = fmt.Errorf("--proxy-mode %s: none of these is possible here; %s: %w", cfg.mode, name, err)
+		last = fmt.Errorf("--proxy-mode %s: none of these is possible here; %s: %w", cfg.Mode, name, err)
 	}
 	return nil, last
 }
 
 // iptablesBackend is iptables mode.
 type iptablesBackend struct {
-	cfg      *config
+	cfg      *agentConfig
 	node     *nodeKernel
 	settings *sysctl.Settings
 	metrics  *iptables.Metrics
@@ -83,7 +83,7 @@ type iptablesBackend struct {
 func (b *iptablesBackend) name() string { return iptablesName }
 
 func (b *iptablesBackend) periods() (time.Duration, time.Duration) {
-	return b.cfg.minSyncPeriod, b.cfg.syncPeriod
+	return b.cfg.IPTables.MinSyncPeriod, b.cfg.IPTables.SyncPeriod
 }
 
 func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, error) {
@@ -93,17 +93,17 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 		PodCIDRs:           cfg.clusterCIDRs[f],
 		PodInterface:       cfg.podInterface,
 		NodePodCIDRs:       cfg.nodePodCIDRs,
-		MasqueradeAll:      cfg.masqueradeAll,
-		MasqueradeBit:      cfg.masqueradeBit,
-		LocalhostNodePorts: cfg.localhostNodePorts,
-		LocalhostHostPorts: cfg.hostPortsLocalhost,
+		MasqueradeAll:      cfg.IPTables.MasqueradeAll,
+		MasqueradeBit:      cfg.IPTables.MasqueradeBit,
+		LocalhostNodePorts: cfg.IPTables.LocalhostNodePorts,
+		LocalhostHostPorts: cfg.HostPorts.Localhost,
 	}
 	adaptTo(ctx, b.settings, &rules)
 	if !rules.KeepInvalid {
 		rules.InvalidCounter = node.invalidCounter(ctx, f)
 	}
 	loops := node.loops(f)
-	rules.Compact = cfg.compact && node.canCompact(ctx, loops, rules)
+	rules.Compact = cfg.IPTables.Compact && node.canCompact(ctx, loops, rules)
 	var engine *ruleset.Engine // until there is one, nobody knows whose a chain is
 	w := node.watcher(ctx, f, func(k ruleset.ChainKey) bool { return engine == nil || engine.Owns(k) })
 	reading := node.readAhead(ctx, f, w)
@@ -112,12 +112,12 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	if rules.Compact {
 		loopBack = loops.Name()
 	}
-	engine.Stage(nat.Chains(cfg.masqueradeBit, loopBack))
+	engine.Stage(nat.Chains(cfg.IPTables.MasqueradeBit, loopBack))
 	watched(engine, w)
 	engine.Use(reading)
 	mode := iptables.New(rules, engine, node.sets[f], loops, b.metrics)
 	left := &ipvsLeftovers{
-		family: f, device: &b.device, exclude: cfg.excludeCIDRs, keepLoops: rules.Compact, grace: cfg.ipvs.gracePeriod,
+		family: f, device: &b.device, exclude: cfg.excludeCIDRs, keepLoops: rules.Compact, grace: cfg.IPVS.GracePeriod,
 	}
 	return served{
 		mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{left}, adopters: []adopter{mode}, moved: left.moved,

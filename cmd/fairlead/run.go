@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
+	"fairlead/config"
 	"fairlead/ipvs/device"
 	"fairlead/nat/conntrack"
 	"fairlead/nat/nfacct"
@@ -26,12 +27,13 @@ import (
 )
 
 // run is the agent: it wires the parts and runs them until ctx is done.
-func run(ctx context.Context, cfg *config) error {
+func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error {
 	small := &footprint{}
 	small.adjust()
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
+	reload := newReloader(line, cfg.Settings, reg)
 	src, err := newSource(cfg, reg)
 	if err != nil {
 		return err
@@ -49,7 +51,7 @@ func run(ctx context.Context, cfg *config) error {
 	klog.FromContext(ctx).Info("Starting", "version", buildVersion(), "node", cfg.nodeName,
 		"proxyMode", mode.name(), "iptablesVariant", node.variant, "families", fmt.Sprint(node.families))
 
-	state, err := health.New(health.Config{Timeout: 2 * syncPeriod, Registerer: reg})
+	state, err := health.New(health.Config{Timeout: 2 * syncPeriod, Families: node.families, Registerer: reg})
 	if err != nil {
 		return err
 	}
@@ -67,12 +69,16 @@ func run(ctx context.Context, cfg *config) error {
 	setAddrs(addrs)
 
 	beside := newBeside(ctx, cfg, node, settings, src, reg)
-	prepareKernel(ctx, settings, cfg.conntrack, node.families)
+	prepareKernel(ctx, settings, sysctl.ConntrackConfig(cfg.Conntrack), node.families)
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nodeaddr.Watch(ctx, device.Name, setAddrs) })
 	g.Go(func() error { beside.egress.follow(ctx, tracker.Poke); return nil })
 	g.Go(func() error { return src.Run(ctx, tracker) })
+	g.Go(func() error { return reload.run(ctx) })
+	if cfg.startupTaint.Key != "" {
+		g.Go(func() error { removeStartupTaint(ctx, cfg, src, state.Ready()); return nil })
+	}
 	warner, _ := src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
 	flowMetrics := conntrack.NewMetrics(reg, node.families)
 	for _, f := range node.families {
@@ -85,8 +91,8 @@ func run(ctx context.Context, cfg *config) error {
 		pods, ports := beside.podEgress(ctx, f, own.engine), beside.hostPorts(ctx, f, own.engine)
 		followers := append(own.followers, &leftovers{family: f}, newFlows(f, own, ports, flowMetrics), checks, small.follower(), pods,
 			servicesOwned{beside.owns.of(ctx, f, ownsServices)})
-		if f == model.IPv4 && (cfg.localhostNodePorts || cfg.hostPortsLocalhost) {
-			followers = append(followers, &localnet{settings: settings, nodePorts: cfg.localhostNodePorts, hostPorts: cfg.hostPortsLocalhost})
+		if f == model.IPv4 && (cfg.IPTables.LocalhostNodePorts || cfg.HostPorts.Localhost) {
+			followers = append(followers, &localnet{settings: settings, nodePorts: cfg.IPTables.LocalhostNodePorts, hostPorts: cfg.HostPorts.Localhost})
 		}
 		loop := proxier.NewLoop(proxier.LoopConfig{
 			Family: f, Mode: own.mode, Contributors: []proxier.Contributor{pods, ports}, Followers: followers, Tracker: tracker,
@@ -99,13 +105,14 @@ func run(ctx context.Context, cfg *config) error {
 	serve := func(name, addr, flag string, h http.Handler) {
 		if addr != "" {
 			g.Go(func() error {
-				return health.Serve(ctx, health.ServeConfig{Name: name, Addr: addr, Flag: flag, HardFail: cfg.bindHardFail, Handler: h})
+				return health.Serve(ctx, health.ServeConfig{Name: name, Addr: addr, Flag: flag, HardFail: cfg.BindHardFail, Handler: h})
 			})
 		}
 	}
-	serve("healthz", cfg.healthzAddress, "--healthz-bind-address", state.Handler())
-	serve("metrics", cfg.metricsAddress, "--metrics-bind-address", health.MetricsHandler(ctx, health.MetricsConfig{
-		Gatherer: reg, ProxyMode: mode.name(), Profiling: cfg.profiling,
+	serve("healthz", cfg.healthz, "--healthz-bind-address", state.Handler())
+	serve("metrics", cfg.metrics, "--metrics-bind-address", health.MetricsHandler(ctx, health.MetricsConfig{
+		Gatherer: reg, ProxyMode: mode.name(), Profiling: cfg.Profiling,
+		Config: cfg.Documents(), SetVerbosity: setVerbosity,
 	}))
 	err = g.Wait()
 	klog.FromContext(ctx).Info("Stopped, the rules stay in place")
@@ -114,21 +121,35 @@ func run(ctx context.Context, cfg *config) error {
 
 var _ proxier.Warner = (*apiserver.Source)(nil)
 
+// removeStartupTaint lets pods start on the node, once it is ready for them.
+func removeStartupTaint(ctx context.Context, cfg *agentConfig, src source.Source, ready <-chan struct{}) {
+	select {
+	case <-ctx.Done():
+	case <-ready:
+		if s, ok := src.(*apiserver.Source); ok { // a directory has no Node to patch
+			s.RemoveTaint(ctx, cfg.startupTaint)
+		}
+	}
+}
+
 // newSource returns the one source that the flags ask for. With a directory of
 // manifests no API client is made, even if a kubeconfig is named.
-func newSource(cfg *config, reg prometheus.Registerer) (source.Source, error) {
-	if cfg.manifests != "" {
+func newSource(cfg *agentConfig, reg prometheus.Registerer) (source.Source, error) {
+	if cfg.Manifests != "" {
 		return manifests.New(manifests.Config{
-			Dir: cfg.manifests, NodeName: cfg.nodeName, Policy: cfg.policy,
+			Dir: cfg.Manifests, NodeName: cfg.nodeName, Policy: cfg.policy,
 			Metrics: source.NewMetrics(reg), FileMetrics: manifests.NewMetrics(reg),
 		})
 	}
-	client, err := apiserver.NewClient(cfg.kubeconfig, cfg.master, buildVersion())
+	client, err := apiserver.NewClient(apiserver.ClientConfig{
+		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, Version: buildVersion(),
+		ContentType: cfg.APIContentType, QPS: float32(cfg.APIQPS), Burst: cfg.APIBurst,
+	})
 	if err != nil {
 		return nil, err
 	}
 	return apiserver.New(apiserver.Config{
 		Client: client, NodeName: cfg.nodeName, Policy: cfg.policy, Metrics: source.NewMetrics(reg),
-		Pods: switchFlag(cfg.hostPorts) != switchOff,
+		Pods: switchFlag(cfg.HostPorts.Mode) != switchOff,
 	})
 }

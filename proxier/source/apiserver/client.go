@@ -3,6 +3,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -22,13 +23,6 @@ import (
 	"k8s.io/client-go/util/flowcontrol"
 )
 
-// Request limits of the client. Three watches need few requests; the figures
-// are kube-proxy's defaults.
-const (
-	qps   = 5
-	burst = 10
-)
-
 // ErrNotInCluster is the cause where neither a kubeconfig nor a server is named
 // and the process does not run in a pod that could find out by itself.
 var ErrNotInCluster = errors.New("no API server is named and this is not a pod of a cluster; name one with --kubeconfig FILE, or read objects from files with --manifests DIR")
@@ -44,28 +38,41 @@ type Client struct {
 	serviceCIDRs   lister[*networkingv1.ServiceCIDRList]
 	pods           lister[*corev1.PodList]
 	nodes          lister[*corev1.NodeList]
+	node           nodePatcher
 	events         func(namespace string) eventClient
 	// semantics tells client-go whether the server's lists can be streamed.
 	semantics any
 }
 
-// NewClient returns a client for the API server that the kubeconfig file
-// names, or for the server at the URL master, which overrides the file's. Where
-// both are empty it is the server of the cluster that the process runs in.
-// Version goes into the user agent, "fairlead/<version>".
-//
-// It connects to nothing yet. Errors are one line and say what to do.
-func NewClient(kubeconfig, master, version string) (*Client, error) {
-	config, err := loadConfig(kubeconfig, master)
+// ClientConfig says which API server to ask, and how.
+type ClientConfig struct {
+	// Kubeconfig is a file that names it. Master is its URL, which overrides the
+	// file's. Where both are empty it is the server of the cluster that the process
+	// runs in.
+	Kubeconfig, Master string
+	// Version goes into the user agent, "fairlead/<version>".
+	Version string
+	// ContentType is what to ask for, protobuf if empty. The server may answer in JSON
+	// all the same.
+	ContentType string
+	// QPS and Burst bound the requests, as in client-go: 5 and 10 if zero.
+	QPS   float32
+	Burst int
+}
+
+// NewClient returns a client. It connects to nothing yet. Errors are one line and say
+// what to do.
+func NewClient(cfg ClientConfig) (*Client, error) {
+	config, err := loadConfig(cfg.Kubeconfig, cfg.Master)
 	if err != nil {
 		return nil, err
 	}
 	// Protobuf decodes faster and into less garbage than JSON.
-	config.ContentType = runtime.ContentTypeProtobuf
-	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	config.QPS = qps
-	config.Burst = burst
-	config.UserAgent = "fairlead/" + version
+	config.ContentType = cmp.Or(cfg.ContentType, runtime.ContentTypeProtobuf)
+	config.AcceptContentTypes = config.ContentType + "," + runtime.ContentTypeJSON
+	config.QPS = cmp.Or(cfg.QPS, rest.DefaultQPS)
+	config.Burst = cmp.Or(cfg.Burst, rest.DefaultBurst)
+	config.UserAgent = "fairlead/" + cfg.Version
 	client, err := newClient(config)
 	if err != nil {
 		return nil, fmt.Errorf("make client for API server %s: %s", config.Host, oneLine(err))
@@ -85,6 +92,7 @@ func newClient(config *rest.Config) (*Client, error) {
 		return nil, err
 	}
 	params := groups.params
+	nodes := gentype.NewClientWithList("nodes", core, params, "", newOf[corev1.Node], newOf[corev1.NodeList])
 	return &Client{
 		server: serverURL(core),
 		services: func(namespace string) lister[*corev1.ServiceList] {
@@ -93,7 +101,8 @@ func newClient(config *rest.Config) (*Client, error) {
 		endpointSlices: gentype.NewClientWithList("endpointslices", discovery, params, "", newOf[discoveryv1.EndpointSlice], newOf[discoveryv1.EndpointSliceList]),
 		serviceCIDRs:   gentype.NewClientWithList("servicecidrs", networking, params, "", newOf[networkingv1.ServiceCIDR], newOf[networkingv1.ServiceCIDRList]),
 		pods:           gentype.NewClientWithList("pods", core, params, "", newOf[corev1.Pod], newOf[corev1.PodList]),
-		nodes:          gentype.NewClientWithList("nodes", core, params, "", newOf[corev1.Node], newOf[corev1.NodeList]),
+		nodes:          nodes,
+		node:           nodes,
 		events: func(namespace string) eventClient {
 			return gentype.NewClient("events", core, params, namespace, newOf[corev1.Event])
 		},
@@ -123,7 +132,9 @@ func newGroups(config *rest.Config) (*groups, error) {
 	}
 	g := &groups{config: *config, params: runtime.NewParameterCodec(scheme)}
 	g.config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	g.config.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(config.QPS, config.Burst)
+	if config.QPS > 0 { // below there is no bound
+		g.config.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(config.QPS, config.Burst)
+	}
 	g.http, err = rest.HTTPClientFor(config)
 	return g, err
 }

@@ -86,7 +86,7 @@ func TestNewClientErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := NewClient(tt.kubeconfig, tt.master, "v0")
+			_, err := NewClient(ClientConfig{Kubeconfig: tt.kubeconfig, Master: tt.master, Version: "v0"})
 			if err == nil {
 				t.Fatal("NewClient = nil")
 			}
@@ -119,7 +119,7 @@ func TestNewClientAsksForProtobufUnderItsName(t *testing.T) {
 		{"server without a file", "", server.URL},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			client, err := NewClient(tt.kubeconfig, tt.master, "v1.2.3")
+			client, err := NewClient(ClientConfig{Kubeconfig: tt.kubeconfig, Master: tt.master, Version: "v1.2.3"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -147,7 +147,7 @@ func TestRunWithoutServerTellsAndStops(t *testing.T) {
 	}
 	url := "http://" + listener.Addr().String()
 	listener.Close()
-	client, err := NewClient("", url, "v0")
+	client, err := NewClient(ClientConfig{Master: url, Version: "v0"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/klog/v2"
@@ -39,9 +40,9 @@ const (
 	maxEvents = 3
 	// eventBurst and eventsPerSecond bound the Events of the agent, as many
 	// agents see the same object, and whoever may write one could have them
-	// write Events without end. The burst is what the client sends at once, so
+	// write Events without end. The burst is what the client sends at once by default, so
 	// Events hold up its lists and watches by two seconds at most.
-	eventBurst      = burst
+	eventBurst      = rest.DefaultBurst
 	eventsPerSecond = 0.1
 	// objectBurst and objectEventsPerSecond bound those about one object, which
 	// may change every second and be refused as before.
