@@ -53,6 +53,13 @@ func TestOthersSettings(t *testing.T) {
 		warnings int
 	}{
 		{
+			name: "kube-proxy itself",
+			args: []string{"--config=testdata/kube-proxy.yaml"},
+			set: func(s *Settings) {
+				s.IPTables.MinSyncPeriod = time.Second
+			},
+		},
+		{
 			name: "kubeadm",
 			args: []string{"--config=testdata/kubeadm.yaml", "--hostname-override=node-1"},
 			set: func(s *Settings) {

@@ -167,13 +167,13 @@ func (d *decoder) value(key, value *yaml.Node, s *setting) error {
 
 // other deals with a field that is not in the table.
 func (d *decoder) other(key, value *yaml.Node, path string, which document) {
-	why, ok := deadField(path)
+	gone, ok := deadField(path)
 	if which != kubeProxy || !ok {
 		d.warn(key, "unknown field %s; it has no effect", path)
 		return
 	}
-	if !isEmpty(value) {
-		d.warn(key, "field %s has no effect: %s", path, why)
+	if !isEmpty(value) && !slices.Contains(gone.usual, value.Value) {
+		d.warn(key, "field %s has no effect: %s", path, gone.why)
 	}
 }
 
