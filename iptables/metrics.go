@@ -16,7 +16,6 @@ import (
 type Metrics struct {
 	total, last     *prometheus.GaugeVec     // table, ip_family
 	full, partial   *prometheus.HistogramVec // ip_family
-	restoreFailures *prometheus.CounterVec   // ip_family
 	partialFailures *prometheus.CounterVec   // ip_family
 }
 
@@ -37,15 +36,12 @@ func NewMetrics(reg prometheus.Registerer, families []model.Family) *Metrics {
 		last: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: ns, Name: "sync_proxy_rules_iptables_last", Help: "Rules written by the last sync.",
 		}, []string{"table", "ip_family"}),
-		restoreFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Namespace: ns, Name: "sync_proxy_rules_iptables_restore_failures_total", Help: "Restore commands that failed.",
-		}, []string{"ip_family"}),
 		partialFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: ns, Name: "sync_proxy_rules_iptables_partial_restore_failures_total",
 			Help: "Restore commands for a part of the rules that failed.",
 		}, []string{"ip_family"}),
 	}
-	reg.MustRegister(m.total, m.last, m.full, m.partial, m.restoreFailures, m.partialFailures)
+	reg.MustRegister(m.total, m.last, m.full, m.partial, m.partialFailures)
 	for _, f := range families {
 		for _, t := range []ruleset.Table{ruleset.NAT, ruleset.Filter} {
 			m.total.WithLabelValues(string(t), f.String())
@@ -53,7 +49,6 @@ func NewMetrics(reg prometheus.Registerer, families []model.Family) *Metrics {
 		}
 		m.full.WithLabelValues(f.String())
 		m.partial.WithLabelValues(f.String())
-		m.restoreFailures.WithLabelValues(f.String())
 		m.partialFailures.WithLabelValues(f.String())
 	}
 	return m
@@ -72,7 +67,6 @@ func (m *Metrics) applied(f model.Family, e *ruleset.Engine, res ruleset.Result,
 		m.total.WithLabelValues(string(t), f.String()).Set(float64(e.Rules(t)))
 		m.last.WithLabelValues(string(t), f.String()).Set(float64(res.Written[t]))
 	}
-	m.restoreFailures.WithLabelValues(f.String()).Add(float64(res.Failures))
 	if !res.Full {
 		m.partialFailures.WithLabelValues(f.String()).Add(float64(res.Failures))
 	}

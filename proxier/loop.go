@@ -184,7 +184,9 @@ func (l *Loop) sync(ctx context.Context, ask request) time.Duration {
 			"ipFamily", l.Family, "failures", l.failures+1, "took", took)
 		l.failures++
 		l.Metrics.consecutiveFailure.WithLabelValues(l.Family.String()).Set(float64(l.failures))
-		return max(rest, backoff(l.failures))
+		rest = max(rest, backoff(l.failures))
+		l.Metrics.backoff.WithLabelValues(l.Family.String()).Set(rest.Seconds())
+		return rest
 	}
 	l.done(start)
 	l.follow(ctx, d)
@@ -231,6 +233,7 @@ func (l *Loop) done(start time.Time) {
 	l.changed = map[model.ServicePortName]bool{} // clear would keep the room for the first list
 	now := time.Now()
 	l.Metrics.consecutiveFailure.WithLabelValues(l.Family.String()).Set(0)
+	l.Metrics.backoff.WithLabelValues(l.Family.String()).Set(0)
 	l.Metrics.lastSync.WithLabelValues(l.Family.String()).Set(seconds(now))
 	l.Metrics.drops(l.Family, l.dropped)
 	for _, t := range l.triggers { // by a clock that may be ahead of this one

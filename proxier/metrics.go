@@ -28,6 +28,7 @@ type Metrics struct {
 	repaired           *prometheus.CounterVec // ip_family
 	refused            *prometheus.GaugeVec   // ip_family
 	consecutiveFailure *prometheus.GaugeVec   // ip_family
+	backoff            *prometheus.GaugeVec   // ip_family
 }
 
 // NewMetrics registers the metrics on reg, with series for the families in use.
@@ -61,11 +62,12 @@ func NewMetrics(reg prometheus.Registerer, families []model.Family) *Metrics {
 		refusedExternal:    counter("fairlead", "external_addresses_refused_total", "External addresses of Services that were left out because they are cluster IPs or inside a ServiceCIDR.", "ip_family"),
 		repaired:           counter("fairlead", "drift_repaired_total", "Kernel objects of ours that others changed, and that were repaired.", "ip_family"),
 		refused:            gauge("fairlead", "kernel_refused", "Kernel objects that the kernel does not accept and that are left out.", "ip_family"),
+		backoff:            gauge("fairlead", "sync_backoff_seconds", "Pause before the sync that failed is tried again; 0 after one that succeeded.", "ip_family"),
 		consecutiveFailure: gauge("fairlead", "sync_consecutive_failures", "Failed syncs since the last one that succeeded.", "ip_family"),
 	}
 	reg.MustRegister(m.syncDuration, m.programming, m.lastSync, m.lastQueued, m.noLocalEndpoints,
 		m.endpointChanges, m.endpointPending, m.serviceChanges, m.servicePending,
-		m.syncFailures, m.checkFailures, m.refusedExternal, m.repaired, m.refused, m.consecutiveFailure)
+		m.syncFailures, m.checkFailures, m.refusedExternal, m.repaired, m.refused, m.consecutiveFailure, m.backoff)
 	for _, f := range families {
 		m.initialise(f.String())
 	}
@@ -79,7 +81,7 @@ func (m *Metrics) initialise(f string) {
 	for _, policy := range []string{"internal", "external"} {
 		m.noLocalEndpoints.WithLabelValues(f, policy)
 	}
-	for _, g := range []*prometheus.GaugeVec{m.lastSync, m.lastQueued, m.refused, m.consecutiveFailure} {
+	for _, g := range []*prometheus.GaugeVec{m.lastSync, m.lastQueued, m.refused, m.consecutiveFailure, m.backoff} {
 		g.WithLabelValues(f)
 	}
 	for _, c := range []*prometheus.CounterVec{m.syncFailures, m.checkFailures, m.refusedExternal, m.repaired} {

@@ -93,6 +93,7 @@ func TestMetricsExistFromTheStart(t *testing.T) {
 					"fairlead_drift_repaired_total":                            "counter",
 					"fairlead_kernel_refused":                                  "gauge",
 					"fairlead_sync_consecutive_failures":                       "gauge",
+					"fairlead_sync_backoff_seconds":                            "gauge",
 				} {
 					want[fmt.Sprintf("%s{%s=%q}", name, family, f)] = kind
 				}
@@ -186,6 +187,7 @@ func TestMetricsOfALoop(t *testing.T) {
 			repaired = "fairlead_drift_repaired_total"
 			failures = "fairlead_sync_failures_total"
 			row      = "fairlead_sync_consecutive_failures"
+			pause    = "fairlead_sync_backoff_seconds"
 			refused  = "fairlead_kernel_refused"
 		)
 		r.at(time.Second, listed())
@@ -193,7 +195,7 @@ func TestMetricsOfALoop(t *testing.T) {
 		r.at(10*time.Second, add("a", 1))
 		check(map[string]float64{duration: 1, last: 1, queued: 10, changes: 1})
 		r.at(11 * time.Second) // failed
-		check(map[string]float64{duration: 2, last: 1, queued: 10, changes: 1, repaired: 2, failures: 1, row: 1})
+		check(map[string]float64{duration: 2, last: 1, queued: 10, changes: 1, repaired: 2, failures: 1, row: 1, pause: 1})
 		r.at(20 * time.Second) // succeeded
 		end := r.calls()[2].end.Seconds()
 		got := scrape(t, r.reg)[last+`{ip_family="IPv4"}`].value - epoch

@@ -71,7 +71,7 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 			if err == nil {
 				node := &nodeKernel{variant: v, commands: map[model.Family]ruleset.Commands{f: cmds}}
 				mode := iptables.Contribution(iptables.RenderConfig{Family: f})
-				_, err = node.engine(cmds, append(besideMode(f, node.chainReader(ctx, f), switchAuto, false), mode)...).Clean(ctx)
+				_, err = node.engine(f, append(besideMode(f, node.chainReader(ctx, f), switchAuto, false), mode)...).Clean(ctx)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("clean up %s, %s variant: %w", f, v, err))

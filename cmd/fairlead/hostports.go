@@ -311,6 +311,9 @@ func newHostPortMetrics(reg prometheus.Registerer, families []model.Family) *hos
 	}
 	for _, f := range families {
 		m.refusals.WithLabelValues(f.String())
+		for _, state := range []string{"mapped", "refused"} {
+			m.ports.WithLabelValues(f.String(), state)
+		}
 	}
 	reg.MustRegister(m.ports, m.refusals)
 	return m

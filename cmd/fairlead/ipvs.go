@@ -126,7 +126,7 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 	if err != nil {
 		return served{}, err
 	}
-	engine := node.engine(node.commands[f], cfg.contributions(ctx, f, node, ipvs.Contribution(rules))...)
+	engine := node.engine(f, cfg.contributions(ctx, f, node, ipvs.Contribution(rules))...)
 	engine.Stage(nat.IPVSChains(cfg.IPTables.MasqueradeBit, nat.LoopBack(ipv6)))
 	w := node.watcher(ctx, f, engine.Owns, ruleset.Mangle)
 	watched(engine, w)

@@ -31,6 +31,8 @@ type nodeKernel struct {
 	readings map[model.Family]*ruleset.Reading
 	// sets are missing for a family in which rules cannot use them.
 	sets map[model.Family]iptables.Sets
+	// metrics are those of engines, nil for none.
+	metrics *ruleset.Metrics
 }
 
 // probeNode finds out which families and which iptables this node has. It
@@ -124,9 +126,9 @@ func (n *nodeKernel) invalidCounter(ctx context.Context, f model.Family) string 
 }
 
 // engine returns the one writer of a family's rules.
-func (n *nodeKernel) engine(cmds ruleset.Commands, contributions ...ruleset.Contribution) *ruleset.Engine {
+func (n *nodeKernel) engine(f model.Family, contributions ...ruleset.Contribution) *ruleset.Engine {
 	return ruleset.NewEngine(ruleset.Config{
-		Exec: ruleset.SystemExec{}, Commands: cmds, Variant: n.variant,
+		Exec: ruleset.SystemExec{}, Commands: n.commands[f], Variant: n.variant, Metrics: n.metrics, Family: f.String(),
 		Contributions: append([]ruleset.Contribution{nat.Contribution()}, contributions...),
 	})
 }

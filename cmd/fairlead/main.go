@@ -89,6 +89,5 @@ func start(ctx context.Context, line *config.CommandLine) error {
 	case s.InitOnly:
 		return initOnly(ctx, cfg)
 	}
-	setOOMScore(ctx, s)
 	return run(ctx, cfg, line)
 }

@@ -107,7 +107,7 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	var engine *ruleset.Engine // until there is one, nobody knows whose a chain is
 	w := node.watcher(ctx, f, func(k ruleset.ChainKey) bool { return engine == nil || engine.Owns(k) })
 	reading := node.readAhead(ctx, f, w)
-	engine = node.engine(node.commands[f], cfg.contributions(ctx, f, node, iptables.Contribution(rules))...)
+	engine = node.engine(f, cfg.contributions(ctx, f, node, iptables.Contribution(rules))...)
 	loopBack := ""
 	if rules.Compact {
 		loopBack = loops.Name()

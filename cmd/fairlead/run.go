@@ -13,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"fairlead/config"
+	"fairlead/iptables/ruleset"
 	"fairlead/ipvs/device"
 	"fairlead/nat/conntrack"
 	"fairlead/nat/nfacct"
@@ -42,6 +43,7 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 	if err != nil {
 		return err
 	}
+	node.metrics = ruleset.NewMetrics(reg, names(node.families)...)
 	settings := sysctl.New("")
 	mode, err := newBackend(ctx, cfg, node, settings, reg)
 	if err != nil {
@@ -51,6 +53,7 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 	klog.FromContext(ctx).Info("Starting", "version", buildVersion(), "node", cfg.nodeName,
 		"proxyMode", mode.name(), "iptablesVariant", node.variant, "families", fmt.Sprint(node.families))
 
+	setOOMScore(ctx, cfg.Settings)
 	state, err := health.New(health.Config{Timeout: 2 * syncPeriod, Families: node.families, Registerer: reg})
 	if err != nil {
 		return err
@@ -120,6 +123,13 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 }
 
 var _ proxier.Warner = (*apiserver.Source)(nil)
+
+func names(families []model.Family) (out []string) {
+	for _, f := range families {
+		out = append(out, f.String())
+	}
+	return out
+}
 
 // removeStartupTaint lets pods start on the node, once it is ready for them.
 func removeStartupTaint(ctx context.Context, cfg *agentConfig, src source.Source, ready <-chan struct{}) {

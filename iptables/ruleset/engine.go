@@ -19,6 +19,9 @@ type Config struct {
 	// Contributions are all that will ever be written. No two own the same
 	// chain.
 	Contributions []Contribution
+	// Metrics may be nil. Family is what they have this family as.
+	Metrics *Metrics
+	Family  string
 }
 
 // Engine is the one writer of one family's rules. It is safe for concurrent
@@ -28,6 +31,8 @@ type Engine struct {
 	cmds    Commands
 	variant Variant
 	limits  limits
+	metrics *Metrics
+	family  string
 	// trims is set where removing rules is cheaper than writing a chain anew.
 	trims  bool
 	owners owners
@@ -71,6 +76,7 @@ type Engine struct {
 func NewEngine(cfg Config) *Engine {
 	e := &Engine{
 		exec: cfg.Exec, cmds: cfg.Commands, variant: cfg.Variant, limits: limitsOf(cfg.Variant), trims: cfg.Variant == NFT, overlaps: cfg.Variant == NFT,
+		metrics: cfg.Metrics, family: cfg.Family,
 		owners:  newOwners(cfg.Contributions),
 		entry:   map[ChainKey][]Rule{},
 		former:  map[ChainKey][]Rule{},

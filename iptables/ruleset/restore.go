@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"sync/atomic"
+	"time"
 
 	"k8s.io/klog/v2"
 )
@@ -65,10 +66,12 @@ func (e *Engine) finish(r *restore, res *Result) error {
 	if e.watcher != nil && !r.begun {
 		e.watcher.Begin()
 	}
+	start := time.Now()
 	if r.gate != nil {
 		r.gate <- nil
 	}
 	err := <-r.done
+	e.metrics.committed(e.family, time.Since(start), err)
 	if e.watcher != nil {
 		if done.OK, done.PID = err == nil, int(r.pid.Load()); done.OK {
 			done.Sections, done.Growth = e.kernel.effect(r.t)
