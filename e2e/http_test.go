@@ -5,9 +5,17 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/common/expfmt"
+	prommodel "github.com/prometheus/common/model"
 
 	"fairlead/e2e/lab"
 )
@@ -58,9 +66,9 @@ func TestKernelHTTP(t *testing.T) {
 	})
 }
 
-// TestKernelMetrics: every series that kube-proxy has in iptables mode is
-// there from the start, but that of node ports on 127.0.0.1
-// (docs/differences.md).
+// TestKernelMetrics: before anything has been synced, every series is there that
+// kube-proxy has in the mode, and every one of ours; testdata/metrics-<mode>.txt lists
+// them, and -update writes it. Those of the Go runtime and the process are not in it.
 func TestKernelMetrics(t *testing.T) {
 	ctx := testContext(t)
 	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
@@ -72,49 +80,96 @@ func TestKernelMetrics(t *testing.T) {
 	a.waitLog(ctx, 0, 1, "/nonexistent")
 	a.waitLog(ctx, 0, 1, "10249")
 	_, body := fetch(ctx, t, a, "http://127.0.0.1:10249/metrics")
-	for _, series := range expectedSeries() {
-		if !strings.Contains(body, "\n"+series+" ") {
-			t.Errorf("no series %s", series)
+	got := series(t, body)
+	golden := filepath.Join("testdata", "metrics-"+*proxyMode+".txt")
+	if *updateGolden {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if t.Failed() {
-		t.Log(body)
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(got, "\n")); diff != "" {
+		t.Errorf("series that differ (-%s +scrape):\n%s", golden, diff)
+	}
+	for _, name := range kubeProxySeries() {
+		if !strings.Contains("\n"+got, "\n"+name+" ") {
+			t.Errorf("no series %s", name)
+		}
 	}
 }
 
-func expectedSeries() []string {
+// series lists the type and the labels of each series of a scrape, all of which must
+// be 0, but for gauges that tell of something else than counts.
+func series(t *testing.T, body string) string {
+	t.Helper()
+	parser := expfmt.NewTextParser(prommodel.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for name, family := range families {
+		if strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
+			}
+			where := name
+			if len(labels) > 0 {
+				where += "{" + strings.Join(labels, ",") + "}"
+			}
+			if n := m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount()); n != 0 {
+				t.Errorf("%s is %v before anything happened", where, n)
+			}
+			out = append(out, where+" "+strings.ToLower(family.GetType().String())+"\n")
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, "")
+}
+
+// kubeProxySeries are those of kube-proxy v1.36 in the mode, but that of node ports on
+// 127.0.0.1 (docs/differences.md).
+func kubeProxySeries() []string {
 	out := []string{
 		"kubeproxy_sync_proxy_rules_endpoint_changes_pending",
 		"kubeproxy_sync_proxy_rules_endpoint_changes_total",
 		"kubeproxy_sync_proxy_rules_service_changes_pending",
 		"kubeproxy_sync_proxy_rules_service_changes_total",
-		"kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
 	}
 	for _, path := range []string{"healthz", "livez"} {
 		for _, code := range []string{"200", "503"} {
 			out = append(out, `kubeproxy_proxy_`+path+`_total{code="`+code+`"}`)
 		}
 	}
+	names := []string{
+		"sync_proxy_rules_duration_seconds", "network_programming_duration_seconds",
+		"conntrack_reconciler_sync_duration_seconds", "conntrack_reconciler_deleted_entries_total",
+		"sync_proxy_rules_last_timestamp_seconds", "sync_proxy_rules_last_queued_timestamp_seconds",
+		"sync_proxy_rules_iptables_restore_failures_total",
+	}
+	if *proxyMode == "iptables" {
+		out = append(out, "kubeproxy_iptables_ct_state_invalid_dropped_packets_total")
+		names = append(names, "sync_full_proxy_rules_duration_seconds", "sync_partial_proxy_rules_duration_seconds",
+			"sync_proxy_rules_iptables_partial_restore_failures_total")
+	}
 	for _, f := range families() {
 		family := `ip_family="` + f.String() + `"`
-		for _, name := range []string{
-			"sync_proxy_rules_duration_seconds_count",
-			"sync_full_proxy_rules_duration_seconds_count",
-			"sync_partial_proxy_rules_duration_seconds_count",
-			"network_programming_duration_seconds_count",
-			"conntrack_reconciler_sync_duration_seconds_count",
-			"conntrack_reconciler_deleted_entries_total",
-			"sync_proxy_rules_last_timestamp_seconds",
-			"sync_proxy_rules_last_queued_timestamp_seconds",
-			"sync_proxy_rules_iptables_restore_failures_total",
-			"sync_proxy_rules_iptables_partial_restore_failures_total",
-		} {
+		for _, name := range names {
 			out = append(out, "kubeproxy_"+name+"{"+family+"}")
 		}
 		for _, table := range []string{"filter", "nat"} {
-			out = append(out,
-				"kubeproxy_sync_proxy_rules_iptables_total{"+family+`,table="`+table+`"}`,
-				"kubeproxy_sync_proxy_rules_iptables_last{"+family+`,table="`+table+`"}`)
+			if *proxyMode == "iptables" {
+				out = append(out,
+					"kubeproxy_sync_proxy_rules_iptables_total{"+family+`,table="`+table+`"}`,
+					"kubeproxy_sync_proxy_rules_iptables_last{"+family+`,table="`+table+`"}`)
+			}
 		}
 		for _, policy := range []string{"internal", "external"} {
 			out = append(out, "kubeproxy_sync_proxy_rules_no_local_endpoints_total{"+family+`,traffic_policy="`+policy+`"}`)

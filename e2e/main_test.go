@@ -21,6 +21,8 @@ import (
 //	bin/uml go-test -run 'TestKernelHostPort|TestKernelPodMasq' ./e2e -args -proxy-mode=ipvs
 var proxyMode = flag.String("proxy-mode", "iptables", "the `mode` that agents have unless a test says otherwise")
 
+var updateGolden = flag.Bool("update", false, "write golden files")
+
 // binary is the agent under test, built once from this tree by TestMain.
 var binary string
 
@@ -105,4 +107,17 @@ func forVariants(t *testing.T, test func(t *testing.T, l *lab.Lab, v lab.Variant
 			test(t, newLab(t), v)
 		})
 	}
+}
+
+// someVariant returns a variant of iptables that this machine has.
+func someVariant(ctx context.Context, t *testing.T) lab.Variant {
+	t.Helper()
+	var err error
+	for _, v := range lab.Variants() {
+		if err = lab.VariantSupported(ctx, v); err == nil {
+			return v
+		}
+	}
+	t.Skip(err)
+	return ""
 }
