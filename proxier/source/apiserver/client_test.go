@@ -4,6 +4,7 @@ package apiserver
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"net"
@@ -13,7 +14,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 
@@ -102,6 +105,102 @@ func TestNewClientErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 				t.Errorf("error %q is not one line", err)
 			}
 		})
+	}
+}
+
+// TestClientConfig: JSON is asked for if it is to be, and requests are held up as QPS and
+// Burst say; below 0 they are not.
+func TestClientConfig(t *testing.T) {
+	var accepted []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		accepted = append(accepted, r.Header.Get("Accept"))
+		http.Error(w, "enough", http.StatusTeapot)
+	}))
+	defer server.Close()
+	for _, tt := range []struct {
+		cfg  ClientConfig
+		held bool
+	}{
+		{ClientConfig{ContentType: "application/json", QPS: 1e-6, Burst: 2}, true},
+		{ClientConfig{ContentType: "application/json", QPS: -1, Burst: 1}, false},
+	} {
+		tt.cfg.Master = server.URL
+		client, err := NewClient(tt.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted = nil
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		for range 3 { // the limiter knows at once that the third one's turn comes too late
+			_, err = client.nodes.List(ctx, metav1.ListOptions{})
+		}
+		cancel()
+		if held := strings.Contains(err.Error(), "rate limiter"); held != tt.held {
+			t.Errorf("QPS %v: got %v", tt.cfg.QPS, err)
+		}
+		if len(accepted) < 2 || accepted[0] != "application/json,application/json" {
+			t.Errorf("QPS %v: %d requests that accept %q", tt.cfg.QPS, len(accepted), accepted)
+		}
+	}
+}
+
+// TestRemoveTaint: one taint goes and the others stay; what changes the Node meanwhile is
+// not lost, and what fails is tried again.
+func TestRemoveTaint(t *testing.T) {
+	node := &corev1.Node{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}, ObjectMeta: metav1.ObjectMeta{Name: nodeName, ResourceVersion: "1"}}
+	node.Spec.Taints = []corev1.Taint{{Key: "a", Effect: "NoSchedule"}, {Key: "a", Effect: "NoExecute"}, {Key: "b", Effect: "NoSchedule"}}
+	patches := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var answer any = &corev1.NodeList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "NodeList"}, Items: []corev1.Node{*node}}
+		if r.Method == http.MethodPatch {
+			var patch corev1.Node
+			if err := json.NewDecoder(r.Body).Decode(&patch); err != nil {
+				t.Error(err)
+			}
+			if patches++; patches == 1 { // somebody was faster
+				node.ResourceVersion = "2"
+				node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: "c", Effect: "NoSchedule"})
+			}
+			if patch.ResourceVersion != node.ResourceVersion {
+				http.Error(w, "conflict", http.StatusConflict)
+				return
+			}
+			node.Spec.Taints = patch.Spec.Taints
+			answer = node
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(answer); err != nil {
+			t.Error(err)
+		}
+	}))
+	defer server.Close()
+	client, err := NewClient(ClientConfig{Master: server.URL, QPS: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{Client: client, NodeName: nodeName})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		taint Taint
+		left  string
+	}{
+		{Taint{"a", "NoExecute"}, "a:NoSchedule b:NoSchedule c:NoSchedule "},
+		{Taint{"none", ""}, "a:NoSchedule b:NoSchedule c:NoSchedule "},
+		{Taint{"a", ""}, "b:NoSchedule c:NoSchedule "},
+	} {
+		s.RemoveTaint(t.Context(), step.taint)
+		left := ""
+		for _, taint := range node.Spec.Taints {
+			left += taint.ToString() + " "
+		}
+		if left != step.left {
+			t.Errorf("without %v: got %q, want %q", step.taint, left, step.left)
+		}
+	}
+	if patches != 3 {
+		t.Errorf("got %d patches, want 3", patches)
 	}
 }
 
