@@ -40,6 +40,14 @@ base-deps:
 build: base-deps ## Build bin/fairlead
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN)/fairlead ./cmd/fairlead
 
+# A registry's name and a repository, a tag: make image IMAGE=registry.example/fairlead:v1
+IMAGE ?= fairlead:$(VERSION)
+
+.PHONY: image
+image: build ## Make the agent's image as an OCI archive, $(BIN)/fairlead-image.tar
+	@e2e/install-deps.sh image
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) deploy/image/build.sh $(BIN)/fairlead $(IMAGE) $(BIN)/fairlead-image.tar
+
 .PHONY: demo
 demo: build ## Watch Services work on a node made of network namespaces (root)
 	@go build -o $(BIN)/demo ./e2e/demo
@@ -73,7 +81,7 @@ test-unit: ## Run the tests that need neither root nor tools
 lint: ## Check formatting, vet, and shell scripts
 	@test -z "$$(gofmt -l $(GOFILES))" || { echo "gofmt would change: $$(gofmt -l $(GOFILES))"; exit 1; }
 	@go vet ./...
-	@if command -v shellcheck >/dev/null; then shellcheck e2e/*.sh .ci/run; fi
+	@if command -v shellcheck >/dev/null; then shellcheck e2e/*.sh deploy/image/*.sh .ci/run; fi
 
 .PHONY: golden
 golden: ## Rewrite the golden files from what the code does now

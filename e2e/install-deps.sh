@@ -4,7 +4,7 @@
 # Installs what the demo and the kernel tests need of a Debian or Ubuntu
 # machine: the packages that are missing, and Go if there is none. Silent when
 # nothing is missing. With the argument "uml", what the tests in a second kernel
-# need, too.
+# need, too; with "image", what makes the agent's image and runs it by itself.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -19,8 +19,9 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 # missing_packages prints the packages whose command is not there.
 missing_packages() {
-	for pair in iptables-nft:iptables iptables-legacy:iptables ipset:ipset \
-		conntrack:conntrack nft:nftables ip:iproute2 nsenter:util-linux; do
+	set -- iptables-nft:iptables iptables-legacy:iptables ipset:ipset \
+		conntrack:conntrack nft:nftables ip:iproute2 nsenter:util-linux "$@"
+	for pair; do
 		has "${pair%%:*}" || echo "${pair#*:}"
 	done | sort -u | tr '\n' ' ' | sed 's/ $//'
 }
@@ -67,7 +68,7 @@ install_uml() {
 is_root() { [ "$(id -u)" = 0 ]; }
 
 install_packages() {
-	packages=$(missing_packages)
+	packages=$(missing_packages "$@")
 	[ -n "$packages" ] || return 0
 	command="apt-get install $packages"
 	has apt-get || die "please install: $packages (this is no Debian or Ubuntu, so the names may differ)"
@@ -121,6 +122,9 @@ check_go() {
 	die "Go $wanted or newer is needed${version:+, not $version}: see https://go.dev/doc/install"
 }
 
-install_packages
+case ${1:-} in
+image) install_packages mmdebstrap:mmdebstrap umoci:umoci jq:jq runc:runc ;;
+*) install_packages ;;
+esac
 [ "${1:-}" != uml ] || install_uml
 check_go
