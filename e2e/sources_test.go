@@ -114,14 +114,6 @@ func allObjects(ctx context.Context, t *testing.T, c *cluster.Cluster) []runtime
 	return out
 }
 
-// cleanUp removes the agent's rules from a node.
-func cleanUp(ctx context.Context, t *testing.T, n *lab.Node) {
-	t.Helper()
-	if out, err := n.Command(ctx, binary, "cleanup").CombinedOutput(); err != nil {
-		t.Fatalf("cleanup: %v\n%s", err, out)
-	}
-}
-
 // TestKernelAPIServerAway: while the API server is away the rules stay and
 // work, an agent that starts then touches nothing, and once it is back changes
 // take effect.

@@ -21,11 +21,50 @@ import (
 	"fairlead/nat/ipset"
 	"fairlead/nat/nfacct"
 	"fairlead/nat/sysctl"
+	"fairlead/portmap"
 	"fairlead/proxier/model"
 )
 
+// The parts of what cleanup removes.
+const (
+	partServices = "services"
+	partNAT      = "nat"
+	partPortmap  = "portmap"
+)
+
+// removal is what to remove.
+type removal struct {
+	services, nat, portmap bool
+	// excluded are networks whose virtual servers stay.
+	excluded []netip.Prefix
+	// force is set to remove it although a service proxy runs on the node.
+	force bool
+}
+
+// removeParts returns what to remove: the parts that are named, or if none is, all.
+func removeParts(only []string, excluded []netip.Prefix) (removal, error) {
+	r := removal{excluded: excluded}
+	if len(only) == 0 {
+		only = []string{partServices, partNAT, partPortmap}
+	}
+	for _, part := range only {
+		switch part {
+		case partServices:
+			r.services = true
+		case partNAT:
+			r.nat = true
+		case partPortmap:
+			r.portmap = true
+		default:
+			return r, fmt.Errorf("--only %q is no part of what there is; use %s, %s or %s, or several with commas between", part, partServices, partNAT, partPortmap)
+		}
+	}
+	return r, nil
+}
+
 func cleanupCommand() *cobra.Command {
-	var exclude []string
+	var exclude, only []string
+	var force bool
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove the rules that Fairlead or kube-proxy has left",
@@ -35,30 +74,60 @@ their sets, the tables of kube-proxy's nftables mode, the device kube-ipvs0, and
 virtual servers that are on its addresses or on node ports. Rules and virtual servers
 of others stay as they are, and so does a chain that rules of others lead to.
 
-Connections to Services stop working. Stop the agent first, or it will write
-its rules again.`,
+Connections to Services stop working. Stop the agent first: as long as it, or
+kube-proxy, answers on port ` + proxyPort + ` of this node, nothing is removed unless --force is
+given, since it would write its rules again, or they are its rules.
+
+Where kube-proxy has taken over, what Fairlead did besides is removed by
+"fairlead cleanup --only=nat,portmap --force".`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			excluded, err := parseCIDRs("--ipvs-exclude-cidrs", exclude)
 			if err != nil {
 				return err
 			}
-			return cleanup(cmd.Context(), both(excluded))
+			r, err := removeParts(only, both(excluded))
+			if err != nil {
+				return err
+			}
+			r.force = force
+			return cleanup(cmd.Context(), r)
 		},
 	}
 	cmd.Flags().StringSliceVar(&exclude, "ipvs-exclude-cidrs", nil, "CIDRs of virtual servers that are not Fairlead's, and that it does not remove.")
+	cmd.Flags().BoolVar(&force, "force", false, "Remove rules although a service proxy runs on this node.")
+	cmd.Flags().StringSliceVar(&only, "only", nil, "What to remove: services, nat (the masquerading of what pods send to the outside), portmap (host ports), or several with commas between. Not given, it is all.")
 	verbosityFlag(cmd.Flags())
 	return cmd
 }
 
-// cleanup removes what is ours from wherever it may be, virtual servers in excluded
-// networks apart. One failure does not keep it from the rest.
-func cleanup(ctx context.Context, excluded []netip.Prefix) error {
+// cleanup removes what is ours from wherever it may be. One failure does not keep it
+// from the rest.
+func cleanup(ctx context.Context, r removal) error {
 	if err := checkPrivilege(); err != nil {
 		return err
 	}
-	// Before the rule goes that keeps neighbours from 127.0.0.1.
-	sysctl.Warn(ctx, sysctl.New("").ResetRouteLocalnet(ctx))
+	if !r.force {
+		if err := refuseBeside(ctx, loopbackProxies()); err != nil {
+			return err
+		}
+	}
+	if r.services {
+		// Before the rule goes that keeps neighbours from 127.0.0.1.
+		sysctl.Warn(ctx, sysctl.New("").ResetRouteLocalnet(ctx))
+	}
+	err := cleanRules(ctx, r)
+	if r.services {
+		err = errors.Join(err, cleanServices(ctx, r.excluded))
+	}
+	if r.nat {
+		removeExempt(ctx)
+	}
+	return errors.Join(err, removeState(config.DefaultStateFile))
+}
+
+// cleanRules removes rules of both families, in both variants of iptables.
+func cleanRules(ctx context.Context, r removal) error {
 	var errs []error
 	missing := 0
 	for _, v := range []ruleset.Variant{ruleset.NFT, ruleset.Legacy} {
@@ -70,14 +139,49 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 			}
 			if err == nil {
 				node := &nodeKernel{variant: v, commands: map[model.Family]ruleset.Commands{f: cmds}}
-				mode := iptables.Contribution(iptables.RenderConfig{Family: f})
-				_, err = node.engine(f, append(besideMode(f, node.chainReader(ctx, f), switchAuto, false), mode)...).Clean(ctx)
+				_, err = ruleset.NewEngine(ruleset.Config{
+					Exec: ruleset.SystemExec{}, Commands: cmds, Variant: v,
+					Contributions: r.contributions(f, node.chainReader(ctx, f)),
+				}).Clean(ctx)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("clean up %s, %s variant: %w", f, v, err))
 			}
 		}
 	}
+	if missing == 4 {
+		return fmt.Errorf("no iptables command found: %w", ruleset.ErrNoCommand)
+	}
+	return errors.Join(errs...)
+}
+
+// contributions are those of one family whose rules are to go. The chains that mark and
+// masquerade belong to Services and host ports, and go with the last of them.
+func (r removal) contributions(f model.Family, chain func(name string) []ruleset.Rule) []ruleset.Contribution {
+	var out []ruleset.Contribution
+	if r.services {
+		out = append(out, iptables.Contribution(iptables.RenderConfig{Family: f}))
+	}
+	if r.nat {
+		out = append(out, egress.Contribution())
+	}
+	root := chain(portmap.Root)
+	mine := !portmap.Foreign(root)
+	if r.portmap && mine {
+		out = append(out, portmap.Contribution(portmap.Config{Family: f}))
+	}
+	servicesStay := !r.services && len(chain("KUBE-SERVICES")) > 0
+	portsStay := !r.portmap && mine && len(root) > 0
+	if !servicesStay && !portsStay {
+		out = append(out, nat.Contribution())
+	}
+	return out
+}
+
+// cleanServices removes what is no rule: tables of kube-proxy's nftables mode, virtual
+// servers outside excluded networks, their device, sets, and a counter.
+func cleanServices(ctx context.Context, excluded []netip.Prefix) error {
+	var errs []error
 	for _, f := range model.Families() {
 		errs = append(errs, removeNftables(ctx, f))
 	}
@@ -94,11 +198,6 @@ func cleanup(ctx context.Context, excluded []netip.Prefix) error {
 		}
 	}
 	removeCounter(ctx)
-	removeExempt(ctx)
-	errs = append(errs, removeState(config.DefaultStateFile))
-	if missing == 4 {
-		return fmt.Errorf("no iptables command found: %w", ruleset.ErrNoCommand)
-	}
 	return errors.Join(errs...)
 }
 

@@ -85,7 +85,7 @@ func start(ctx context.Context, line *config.CommandLine) error {
 	}
 	switch {
 	case s.Cleanup:
-		return cleanup(ctx, cfg.excludeCIDRs)
+		return cleanup(ctx, removal{services: true, nat: true, portmap: true, excluded: cfg.excludeCIDRs})
 	case s.InitOnly:
 		return initOnly(ctx, cfg)
 	}
