@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 BIN      := bin
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-GOFILES  := $(shell git ls-files '*.go' ':!e2e/tools' 2>/dev/null)
+GOFILES  := $(shell git ls-files '*.go' 2>/dev/null)
 ROOT     := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # Kernel tests need root. Without it they say what they skip; with it a skip
 # that e2e/skips.txt does not allow fails the run.
@@ -58,8 +58,8 @@ uml: deps ## Build bin/uml, which runs a command in a kernel with IPVS (root)
 	@go build -o $(BIN)/uml ./e2e/uml
 
 .PHONY: tools
-tools: deps ## Build etcd and kube-apiserver for the end-to-end tests
-	@$(MAKE) --no-print-directory -C e2e/tools
+tools: deps ## Build etcd, kube-apiserver, helm and kustomize for the end-to-end tests
+	@$(MAKE) --no-print-directory -C e2e/tools all deploy-tools
 
 .PHONY: test
 test: build tools uml lint ## Run all tests
