@@ -29,7 +29,7 @@ func TestKernelHealthCheckPortTaken(t *testing.T) {
 	l := newLab(t)
 	node := l.Nodes[0]
 	c, kubeconfig := startCluster(ctx, t, l)
-	createPermissions(ctx, t, c.Clientset(), filepath.Join("..", "deploy", "rbac.yaml"))
+	createPermissions(ctx, t, c.Clientset(), filepath.Join("..", "deploy", "base", "rbac.yaml"))
 	objs := exposed(l, node.Pods[0])
 	svc := objs[0].(*corev1.Service)
 	svc.Spec.ExternalTrafficPolicy, svc.Spec.HealthCheckNodePort = corev1.ServiceExternalTrafficPolicyLocal, healthPort

@@ -492,7 +492,7 @@ func createPod(ctx context.Context, t *testing.T, c kubernetes.Interface, pod *c
 }
 
 // TestKernelHostPortFromAPIServer: Pods of this node in an API server have their host
-// ports, with the permissions of deploy/rbac.yaml. One that does not get its port has an
+// ports, with the permissions of deploy/base/rbac.yaml. One that does not get its port has an
 // Event, and gets it when the Pod goes that has it.
 func TestKernelHostPortFromAPIServer(t *testing.T) {
 	ctx := testContext(t)
@@ -504,7 +504,7 @@ func TestKernelHostPortFromAPIServer(t *testing.T) {
 	c, kubeconfig := startCluster(ctx, t, l)
 	client := c.Clientset()
 	create(ctx, t, client, nodeObject(node.Label))
-	createPermissions(ctx, t, client, filepath.Join("..", "deploy", "rbac.yaml"))
+	createPermissions(ctx, t, client, filepath.Join("..", "deploy", "base", "rbac.yaml"))
 	first := createPod(ctx, t, client, podObject("first", node.Pods[0], publish(hostPort)))
 	elsewhere := podObject("elsewhere", node.Pods[1], publish(hostPort+1))
 	elsewhere.Spec.NodeName = "node-2"

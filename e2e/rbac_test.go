@@ -25,7 +25,11 @@ import (
 	"fairlead/proxier/model"
 )
 
-// TestKernelPermissions: the permissions in deploy/rbac.yaml are enough.
+// agentUser is whom the agent is to the API server.
+const agentUser = "system:serviceaccount:kube-system:fairlead"
+
+// TestKernelPermissions: the permissions in deploy/base/rbac.yaml are enough, and each is
+// used.
 func TestKernelPermissions(t *testing.T) {
 	ctx := testContext(t)
 	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
@@ -33,11 +37,14 @@ func TestKernelPermissions(t *testing.T) {
 	}
 	l := newLab(t)
 	node := l.Nodes[0]
-	c, kubeconfig := startCluster(ctx, t, l)
+	audit := newAuditLog(t)
+	c, kubeconfig := startCluster(ctx, t, l, audit.flags()...)
 	create(ctx, t, c.Clientset(), append(web(l, node.Pods[0]), nodeObject(node.Label))...)
-	createPermissions(ctx, t, c.Clientset(), filepath.Join("..", "deploy", "rbac.yaml"))
+	role := createPermissions(ctx, t, c.Clientset(), filepath.Join("..", "deploy", "base", "rbac.yaml"))
 
-	a := startAgent(ctx, t, node, lab.NFT, "--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"))
+	// As with an API server that is too old to stream lists; watching is as ever.
+	listing := []string{"KUBE_FEATURE_WatchListClient=false"}
+	a := startAgentEnv(ctx, t, node, lab.NFT, listing, "--kubeconfig", impersonating(t, kubeconfig, agentUser))
 	a.waitSynced(ctx, 0)
 	if r := webProbe(node.Pods[1], model.IPv4, "tcp").Once(ctx); r.Outcome != lab.Answered {
 		t.Error(r)
@@ -53,6 +60,7 @@ func TestKernelPermissions(t *testing.T) {
 	if r := webProbe(node.Pods[1], model.IPv4, "tcp").Once(ctx); r.Server != node.Pods[0].Label {
 		t.Errorf("a Service whose cluster IP another one has as external IP: %s", r)
 	}
+	audit.checkUse(t, role)
 }
 
 // thiefInEvent creates a Service that has the cluster IP of web as external IP,
@@ -141,15 +149,16 @@ func nextEvent(ctx context.Context, t *testing.T, w watch.Interface) *eventsv1.E
 	return nil
 }
 
-// createPermissions creates the objects of a file.
-func createPermissions(ctx context.Context, t *testing.T, c kubernetes.Interface, file string) {
+// createPermissions creates the objects of a file, and returns the role.
+func createPermissions(ctx context.Context, t *testing.T, c kubernetes.Interface, file string) *rbacv1.ClusterRole {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
-	for _, into := range []any{&corev1.ServiceAccount{}, &rbacv1.ClusterRole{}, &rbacv1.ClusterRoleBinding{}} {
+	role := &rbacv1.ClusterRole{}
+	for _, into := range []any{&corev1.ServiceAccount{}, role, &rbacv1.ClusterRoleBinding{}} {
 		if err := d.Decode(into); err != nil {
 			t.Fatal(err)
 		}
@@ -168,6 +177,7 @@ func createPermissions(ctx context.Context, t *testing.T, c kubernetes.Interface
 	if err := d.Decode(&struct{}{}); err != io.EOF {
 		t.Fatalf("%s has more objects than this test creates: %v", file, err)
 	}
+	return role
 }
 
 // impersonating returns a kubeconfig by which the user of another acts for a

@@ -32,7 +32,7 @@ func TestKernelServiceCIDRs(t *testing.T) {
 	node := l.Nodes[0]
 	c, kubeconfig := startCluster(ctx, t, l)
 	api := c.Clientset()
-	createPermissions(ctx, t, api, filepath.Join("..", "deploy", "rbac.yaml"))
+	createPermissions(ctx, t, api, filepath.Join("..", "deploy", "base", "rbac.yaml"))
 	setServiceCIDRRule(ctx, t, api, false)
 	objs := web(l, node.Pods[0])
 	svc := objs[0].(*corev1.Service)

@@ -21,12 +21,14 @@ import (
 
 // startCluster runs a real API server on the lab's client, which the nodes
 // reach, and returns it with the kubeconfig for them.
-func startCluster(ctx context.Context, t *testing.T, l *lab.Lab) (*cluster.Cluster, string) {
+func startCluster(ctx context.Context, t *testing.T, l *lab.Lab, flags ...string) (*cluster.Cluster, string) {
 	t.Helper()
 	c, err := cluster.Start(ctx, cluster.Config{
 		Address: l.Client.Addr(model.IPv4),
 		Prefix:  []string{"nsenter", "--net=" + l.Client.Path()},
 		Dial:    l.Client.Dial,
+
+		APIServerFlags: flags,
 	})
 	if err != nil {
 		t.Fatal(err)

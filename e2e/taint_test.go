@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/kubernetes"
+
+	"fairlead/e2e/lab"
 )
 
 // TestKernelStartupTaint: the agent is ready, and removes the startup taint, once all
@@ -21,7 +23,10 @@ import (
 // so, and goes on trying.
 func TestKernelStartupTaint(t *testing.T) {
 	ctx := testContext(t)
-	v := someVariant(ctx, t)
+	v := oneVariant()
+	if err := lab.VariantSupported(ctx, v); err != nil {
+		t.Skip(err)
+	}
 	l := newLab(t)
 	node := l.Nodes[0]
 	c, kubeconfig := startCluster(ctx, t, l)
@@ -33,7 +38,7 @@ func TestKernelStartupTaint(t *testing.T) {
 		{Key: key, Effect: corev1.TaintEffectNoSchedule}, {Key: key, Effect: corev1.TaintEffectNoExecute},
 	}
 	create(ctx, t, clients, append(web(l, node.Pods[0]), own)...)
-	createPermissions(ctx, t, clients, filepath.Join("..", "deploy", "rbac.yaml"))
+	createPermissions(ctx, t, clients, filepath.Join("..", "deploy", "base", "rbac.yaml"))
 	user := impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead")
 
 	if err := c.StopAPIServer(); err != nil {
