@@ -6,8 +6,9 @@
 #   build.sh AGENT REFERENCE ARCHIVE
 #
 # AGENT is the static program, REFERENCE the image's name and tag, ARCHIVE the file to
-# write. The image has two layers: what the commands of iptables need of Debian, both
-# variants, and the agent. The same Debian packages and agent give the same archive.
+# write. The image has two layers: of Debian what the commands of iptables, both variants,
+# and modprobe need, and the agent. The same Debian packages and agent give the same
+# archive.
 #
 # In the environment, all optional: SUITE and MIRROR of Debian, ARCH as Debian has it,
 # and SOURCE_DATE_EPOCH.
@@ -37,11 +38,18 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 layout=$work/layout root=$work/agent
 
-# slim takes away, in the current directory, what no command of iptables reads.
-# Licences stay.
+# slim takes away, in the current directory, what neither a command of iptables nor
+# modprobe reads. Licences stay.
 slim() {
 	find usr/share/doc -type f ! -name copyright -delete
-	rm -rf etc var usr/bin usr/share/man usr/share/bug usr/share/doc-base usr/share/iptables usr/share/lintian usr/lib/*/gconv usr/lib/*/audit
+	rm -rf etc var usr/bin lib/systemd
+	for what in bash-completion bug doc-base initramfs-tools iptables lintian man; do
+		rm -rf usr/share/"$what"
+	done
+	for what in audit engines-3 gconv ossl-modules; do
+		rm -rf usr/lib/*/"$what"
+	done
+	rm -f usr/lib/*/libssl.so.*
 	for lib in BrokenLocale anl c_malloc_debug memusage mvec nsl nss_ pcprofile resolv rt thread_db util; do
 		rm -f lib/*/lib"$lib"*.so*
 	done
@@ -66,7 +74,7 @@ pack() {
 }
 
 # shellcheck disable=SC2086 # no mirror is no argument
-mmdebstrap --quiet --variant=extract --architectures="$arch" --include=iptables "$suite" "$work/debian.tar" ${MIRROR:-}
+mmdebstrap --quiet --variant=extract --architectures="$arch" --include=iptables,kmod "$suite" "$work/debian.tar" ${MIRROR:-}
 mkdir "$work/base"
 tar -C "$work/base" --exclude=./dev -xf "$work/debian.tar"
 (cd "$work/base" && slim && link && pack -- *) >"$work/base.tar"
@@ -81,7 +89,7 @@ install -D -m 755 "$agent" "$root/usr/local/bin/fairlead"
 		umoci raw add-layer --image "$layout:$tag" --history.created "$created" --history.created_by "$layer" "$work/$layer.tar"
 	done
 	umoci config --image "$layout:$tag" --no-history --created "$created" --architecture "$arch" \
-		--config.entrypoint /usr/local/bin/fairlead --config.env PATH=/usr/local/bin:/usr/sbin \
+		--config.entrypoint /usr/local/bin/fairlead --config.env PATH=/usr/local/bin:/usr/sbin:/sbin:/bin \
 		--config.label org.opencontainers.image.title=fairlead --config.label org.opencontainers.image.licenses=Apache-2.0
 	umoci gc --layout "$layout"
 } >"$work/log" 2>&1 || {
@@ -98,4 +106,4 @@ mkdir -p "$(dirname "$archive")"
 mv "$archive.new" "$archive"
 
 size() { du -b --apparent-size "$1" | cut -f1 | numfmt --to=iec; }
-echo "$archive: $reference, $(size "$archive") compressed; unpacked Debian's iptables $(size "$work/base.tar"), the agent $(size "$agent")"
+echo "$archive: $reference, $(size "$archive") compressed; unpacked Debian's part $(size "$work/base.tar"), the agent $(size "$agent")"
