@@ -152,7 +152,7 @@ func newSource(cfg *agentConfig, reg prometheus.Registerer) (source.Source, erro
 		})
 	}
 	client, err := apiserver.NewClient(apiserver.ClientConfig{
-		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, Version: buildVersion(),
+		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, ServiceCIDRs: cfg.policy.ServiceCIDRs, Version: buildVersion(),
 		ContentType: cfg.APIContentType, QPS: float32(cfg.APIQPS), Burst: cfg.APIBurst,
 	})
 	if err != nil {

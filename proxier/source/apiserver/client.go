@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -50,6 +51,8 @@ type ClientConfig struct {
 	// file's. Where both are empty it is the server of the cluster that the process
 	// runs in.
 	Kubeconfig, Master string
+	// ServiceCIDRs are where cluster IPs are known to be: the server's is refused.
+	ServiceCIDRs []netip.Prefix
 	// Version goes into the user agent, "fairlead/<version>".
 	Version string
 	// ContentType is what to ask for, protobuf if empty. The server may answer in JSON
@@ -65,6 +68,9 @@ type ClientConfig struct {
 func NewClient(cfg ClientConfig) (*Client, error) {
 	config, err := loadConfig(cfg.Kubeconfig, cfg.Master)
 	if err != nil {
+		return nil, err
+	}
+	if err := refuseClusterIP(config.Host, cfg.ServiceCIDRs, os.Getenv); err != nil {
 		return nil, err
 	}
 	// Protobuf decodes faster and into less garbage than JSON.
