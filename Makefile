@@ -62,7 +62,7 @@ tools: deps ## Build etcd, kube-apiserver, helm and kustomize for the end-to-end
 	@$(MAKE) --no-print-directory -C e2e/tools all deploy-tools
 
 .PHONY: test
-test: build tools uml lint ## Run all tests
+test: build image tools uml lint ## Run all tests
 	@go build -o $(BIN)/testreport ./e2e/testreport
 	@{ go test -race -json -timeout 20m $(UNIT) || true; \
 	   go test -json -timeout 30m ./e2e/... || true; \
