@@ -68,6 +68,12 @@ test: build image tools uml lint ## Run all tests
 	   go test -json -timeout 30m ./e2e/... || true; \
 	   $(TEST_UML) || true; } | $(BIN)/testreport $(STRICT)
 
+.PHONY: e2e-cluster
+e2e-cluster: image tools ## Run the DaemonSet in a cluster of two nodes (root)
+	@e2e/install-deps.sh cluster
+	@$(MAKE) --no-print-directory -C e2e/tools cluster
+	go test -tags e2ecluster -count 1 -timeout 20m ./e2e/realcluster
+
 .PHONY: test-uml
 test-uml: uml ## Run the tests that need a kernel with IPVS, in one (root)
 	@go build -o $(BIN)/testreport ./e2e/testreport
@@ -80,8 +86,8 @@ test-unit: ## Run the tests that need neither root nor tools
 .PHONY: lint
 lint: ## Check formatting, vet, and shell scripts
 	@test -z "$$(gofmt -l $(GOFILES))" || { echo "gofmt would change: $$(gofmt -l $(GOFILES))"; exit 1; }
-	@go vet ./...
-	@if command -v shellcheck >/dev/null; then shellcheck e2e/*.sh deploy/image/*.sh .ci/run; fi
+	@go vet -tags e2ecluster ./...
+	@if command -v shellcheck >/dev/null; then shellcheck e2e/*.sh e2e/realcluster/*.sh deploy/image/*.sh .ci/run; fi
 
 .PHONY: golden
 golden: ## Rewrite the golden files from what the code does now

@@ -4,7 +4,8 @@
 # Installs what the demo and the kernel tests need of a Debian or Ubuntu
 # machine: the packages that are missing, and Go if there is none. Silent when
 # nothing is missing. With the argument "uml", what the tests in a second kernel
-# need, too; with "image", what makes the agent's image and runs it by itself.
+# need, too; with "image", what makes the agent's image and runs it by itself; with
+# "cluster", what a node of a cluster needs.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -124,6 +125,7 @@ check_go() {
 
 case ${1:-} in
 image) install_packages mmdebstrap:mmdebstrap umoci:umoci jq:jq runc:runc ;;
+cluster) install_packages containerd:containerd runc:runc umoci:umoci /usr/lib/cni/bridge:containernetworking-plugins ;;
 *) install_packages ;;
 esac
 [ "${1:-}" != uml ] || install_uml

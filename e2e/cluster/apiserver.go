@@ -112,8 +112,9 @@ func (c *Cluster) apiServerFlags() []string {
 		"--service-cluster-ip-range=" + strings.Join(cidrs, ","),
 		"--authorization-mode=RBAC",
 		"--allow-privileged=true",
-		// Refuses Pods while nobody makes their service accounts.
-		"--disable-admission-plugins=ServiceAccount",
+	}
+	if !c.cfg.ServiceAccounts {
+		flags = append(flags, "--disable-admission-plugins=ServiceAccount")
 	}
 	if c.cfg.Address.IsLoopback() {
 		// No EndpointSlice may have a loopback address.

@@ -54,6 +54,9 @@ type Config struct {
 	// Dial connects to the API server, if this process has no route to Address.
 	// It is not part of the kubeconfig.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// ServiceAccounts is set where a controller manager makes service accounts: then pods
+	// get their tokens. Without one, the API server would refuse all Pods.
+	ServiceAccounts bool
 	// EtcdFlags and APIServerFlags are added to the programs' flags, and win
 	// over those of the same name.
 	EtcdFlags, APIServerFlags []string
@@ -76,6 +79,7 @@ type Cluster struct {
 	mu   sync.Mutex
 	etcd *process
 	api  *process // nil while StopAPIServer is in effect
+	more []*process
 }
 
 // Start runs etcd and an API server and returns once that serves, has its
@@ -179,7 +183,7 @@ func (c *Cluster) start(ctx context.Context) error {
 func (c *Cluster) Stop() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	err := errors.Join(c.api.kill(), c.etcd.kill(), c.port.release())
+	err := errors.Join(c.stopMoreLocked(), c.api.kill(), c.etcd.kill(), c.port.release())
 	c.api, c.etcd = nil, nil
 	if c.cfg.Dir == "" && c.dir != "" {
 		err = errors.Join(err, os.RemoveAll(c.dir))

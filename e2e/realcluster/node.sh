@@ -1,0 +1,36 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# A node: containerd and kubelet, in a network namespace that is there, and in mount and
+# PID namespaces that unshare(1) has made. Everything that they write outside of DIR is in
+# memory and goes with them, and so do all containers.
+#
+#   node.sh DIR KUBELET IMAGE...
+#
+# DIR has containerd.toml, kubelet.yaml, kubeconfig and cni.conflist; images are archives.
+set -eu
+dir=$1 kubelet=$2
+shift 2
+
+mount --make-rprivate /
+mount -t tmpfs tmpfs /run
+for d in /etc /usr/lib; do
+	mkdir -p "/run/over$d/upper" "/run/over$d/work"
+	mount -t overlay overlay -o "lowerdir=$d,upperdir=/run/over$d/upper,workdir=/run/over$d/work" "$d"
+done
+mount -t tmpfs tmpfs /var/lib
+mount -t tmpfs tmpfs /var/log
+mkdir -p /etc/cni/net.d /run/kubelet /usr/lib/modules
+mount -t tmpfs tmpfs /run/kubelet
+mount --make-shared /run/kubelet
+cp "$dir/cni.conflist" /etc/cni/net.d/10-pods.conflist
+
+containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
+until ctr --address /run/containerd/containerd.sock version >/dev/null 2>&1; do
+	kill -0 $! || exit 1
+	sleep 0.1
+done
+for image; do
+	ctr --address /run/containerd/containerd.sock --namespace k8s.io images import "$image"
+done
+exec "$kubelet" --config="$dir/kubelet.yaml" --kubeconfig="$dir/kubeconfig" --root-dir=/run/kubelet "--hostname-override=$NODE_NAME" "--node-ip=$NODE_IP"
