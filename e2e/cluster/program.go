@@ -7,6 +7,7 @@ import (
 	"errors"
 	"path/filepath"
 	"slices"
+	"syscall"
 )
 
 // Program is one more program of a cluster.
@@ -22,13 +23,14 @@ type Program struct {
 	Ready func(context.Context) error
 }
 
-// Launch starts a program and waits until it is ready. It runs until Stop.
-func (c *Cluster) Launch(ctx context.Context, p Program) error {
+// Launch starts a program and waits until it is ready. It runs until Stop, or until the
+// function that is returned ends it, which asks it to and waits.
+func (c *Cluster) Launch(ctx context.Context, p Program) (end func() error, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	dir, err := makeDir(filepath.Join(c.dir, p.Dir))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	argv := append([]string(nil), p.Argv...)
 	if filepath.Base(argv[0]) == argv[0] {
@@ -40,13 +42,23 @@ func (c *Cluster) Launch(ctx context.Context, p Program) error {
 	}
 	proc, err := startProcess(dir, argv, prefix)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.more = append(c.more, proc)
-	if p.Ready == nil {
-		return nil
+	if p.Ready != nil {
+		err = c.await(ctx, proc, p.Ready)
 	}
-	return c.await(ctx, proc, p.Ready)
+	return func() error { return c.end(proc) }, err
+}
+
+// end asks a program of Launch to end, and waits until it has.
+func (c *Cluster) end(p *process) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.more = slices.DeleteFunc(c.more, func(q *process) bool { return q == p })
+	err := p.signal(syscall.SIGTERM)
+	<-p.exited
+	return err
 }
 
 // stopMoreLocked kills the programs of Launch, the last one first; c.mu must be held.

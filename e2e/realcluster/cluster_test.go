@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,10 +43,39 @@ import (
 func TestKernelCluster(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()
+	l, c := startNodes(ctx, t)
+	deploy(ctx, t, c)
+	await(ctx, t, "the DaemonSet", func() error { return daemonSetReady(ctx, c) })
+	svc := web(ctx, t, c, len(l.Nodes))
+	for _, n := range l.Nodes {
+		awaitBoth(ctx, t, n, svc)
+	}
+}
+
+// awaitBoth waits until both pods of a Service have answered at its cluster IP, asked
+// from a node.
+func awaitBoth(ctx context.Context, t *testing.T, n *lab.Node, svc *corev1.Service) {
+	t.Helper()
+	seen := map[string]bool{}
+	await(ctx, t, "answers of both pods on "+n.Label, func() error {
+		name, err := get(ctx, n, "http://"+net.JoinHostPort(svc.Spec.ClusterIP, "80"))
+		if err != nil {
+			return err
+		}
+		if seen[name] = true; len(seen) < 2 {
+			return fmt.Errorf("%v have answered", seen)
+		}
+		return nil
+	})
+}
+
+// startNodes starts a cluster of two nodes, on which no service proxy runs.
+func startNodes(ctx context.Context, t *testing.T) (*lab.Lab, *cluster.Cluster) {
+	t.Helper()
 	if err := lab.Supported(ctx); err != nil {
 		t.Skip(err)
 	}
-	l, err := lab.New(ctx, lab.Config{Nodes: 2})
+	l, err := lab.New(ctx, lab.Config{Nodes: 2, ClientRoutes: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,22 +93,7 @@ func TestKernelCluster(t *testing.T) {
 	for _, n := range l.Nodes {
 		startNode(ctx, t, c, n, filepath.Join(tools(), "kubelet"), image, pause)
 	}
-	deploy(ctx, t, c)
-	await(ctx, t, "the DaemonSet", func() error { return daemonSetReady(ctx, c) })
-	vip := web(ctx, t, c, len(l.Nodes))
-	for _, n := range l.Nodes {
-		seen := map[string]bool{}
-		await(ctx, t, "answers of both pods on "+n.Label, func() error {
-			name, err := get(ctx, n, "http://"+net.JoinHostPort(vip, "80"))
-			if err != nil {
-				return err
-			}
-			if seen[name] = true; len(seen) < 2 {
-				return fmt.Errorf("%v have answered", seen)
-			}
-			return nil
-		})
-	}
+	return l, c
 }
 
 // tools is the directory of the cluster's programs.
@@ -131,7 +146,7 @@ func startCluster(ctx context.Context, t *testing.T, l *lab.Lab) *cluster.Cluste
 			"--service-account-private-key-file=" + filepath.Join(c.Dir(), "service-account.key"), "--root-ca-file=" + ca},
 		{"kube-scheduler", "--kubeconfig=" + c.Kubeconfig(), "--leader-elect=false", "--bind-address=127.0.0.1"},
 	} {
-		if err := c.Launch(ctx, cluster.Program{Argv: argv}); err != nil {
+		if _, err := c.Launch(ctx, cluster.Program{Argv: argv}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -246,15 +261,18 @@ func daemonSetReady(ctx context.Context, c *cluster.Cluster) error {
 	return nil
 }
 
-// web makes a Deployment with a pod on each node, and its Service, and returns that's
-// address.
-func web(ctx context.Context, t *testing.T, c *cluster.Cluster, nodes int) string {
+// hostPort is the port of the nodes that leads to the pods of web.
+const hostPort = 8088
+
+// web makes a Deployment with a pod on each node, which has a host port, and its Service.
+func web(ctx context.Context, t *testing.T, c *cluster.Cluster, nodes int) *corev1.Service {
 	t.Helper()
 	labels, replicas := map[string]string{"app": "web"}, int32(nodes)
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: appsv1.DeploymentSpec{
 		Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: labels},
 		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{
-			Containers: []corev1.Container{{Name: "web", Image: pauseImage, ImagePullPolicy: corev1.PullNever, Args: []string{":8080"}}},
+			Containers: []corev1.Container{{Name: "web", Image: pauseImage, ImagePullPolicy: corev1.PullNever, Args: []string{":8080"},
+				Ports: []corev1.ContainerPort{{ContainerPort: 8080, HostPort: hostPort}}}},
 			TopologySpreadConstraints: []corev1.TopologySpreadConstraint{{
 				MaxSkew: 1, TopologyKey: "kubernetes.io/hostname", WhenUnsatisfiable: corev1.DoNotSchedule, LabelSelector: &metav1.LabelSelector{MatchLabels: labels},
 			}},
@@ -264,13 +282,13 @@ func web(ctx context.Context, t *testing.T, c *cluster.Cluster, nodes int) strin
 		t.Fatal(err)
 	}
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: corev1.ServiceSpec{
-		Selector: labels, Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080)}},
+		Type: corev1.ServiceTypeNodePort, Selector: labels, Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080)}},
 	}}
 	svc, err := c.Clientset().CoreV1().Services("default").Create(ctx, svc, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return svc.Spec.ClusterIP
+	return svc
 }
 
 // get asks a URL from a node.

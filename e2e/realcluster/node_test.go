@@ -49,7 +49,7 @@ func startNode(ctx context.Context, t *testing.T, c *cluster.Cluster, n *lab.Nod
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = c.Launch(ctx, cluster.Program{
+	_, err = c.Launch(ctx, cluster.Program{
 		Argv: append([]string{script, dir, kubelet}, images...),
 		Prefix: []string{
 			"nsenter", "--net=" + n.Path(), "--", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
@@ -86,6 +86,8 @@ func cniConfig(t *testing.T, n *lab.Node) string {
 				"ranges": []any{[]any{map[string]any{"subnet": n.PodCIDR(model.IPv4).String()}}},
 				"routes": []any{map[string]any{"dst": "0.0.0.0/0"}},
 			},
+		}, map[string]any{
+			"type": "portmap", "capabilities": map[string]any{"portMappings": true},
 		}},
 	})
 	if err != nil {
