@@ -187,9 +187,11 @@ func TestKernelInitOnly(t *testing.T) {
 // TestKernelOOMScore: the kernel is told how soon to end the agent when memory runs out.
 func TestKernelOOMScore(t *testing.T) {
 	ctx := testContext(t)
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
+		t.Skip(err)
+	}
 	node := newLab(t).Nodes[0]
-	v := someVariant(ctx, t)
-	a := startAgent(ctx, t, node, v, "--manifests", "/nonexistent", "--oom-score-adj=321")
+	a := startAgent(ctx, t, node, oneVariant(), "--manifests", "/nonexistent", "--oom-score-adj=321")
 	a.waitLog(ctx, 0, 1, "/nonexistent")
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", a.cmd.Process.Pid))
 	if err != nil {

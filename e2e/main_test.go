@@ -108,16 +108,3 @@ func forVariants(t *testing.T, test func(t *testing.T, l *lab.Lab, v lab.Variant
 		})
 	}
 }
-
-// someVariant returns a variant of iptables that this machine has.
-func someVariant(ctx context.Context, t *testing.T) lab.Variant {
-	t.Helper()
-	var err error
-	for _, v := range lab.Variants() {
-		if err = lab.VariantSupported(ctx, v); err == nil {
-			return v
-		}
-	}
-	t.Skip(err)
-	return ""
-}
