@@ -13,7 +13,7 @@ const (
 	settlePause = 5 * time.Second
 	// foreignPause is the least time between two looks at what others change.
 	// A look takes some milliseconds, and others may change things all the time.
-	foreignPause = time.Second
+	foreignPause = 500 * time.Millisecond
 )
 
 // request is what a sync is to do besides what has changed.
@@ -23,6 +23,7 @@ type request struct{ verify, settle bool }
 type alarms struct {
 	wake    <-chan struct{}
 	foreign <-chan struct{} // nil where nobody tells
+	table   <-chan struct{} // the same of a second source
 	period  *time.Ticker
 	// settle is nil unless there is something to settle.
 	settle <-chan time.Time
@@ -53,7 +54,9 @@ func (a *alarms) wait(ctx context.Context, ask *request) bool {
 		case <-a.wake:
 		case <-a.period.C:
 			ask.verify = true
-		case <-a.foreignNow():
+		case <-a.unlessPaused(a.foreign):
+			a.lookAt(ask)
+		case <-a.unlessPaused(a.table):
 			a.lookAt(ask)
 		case <-a.settle:
 			ask.settle, a.settle = true, nil
@@ -69,7 +72,7 @@ func (a *alarms) collect(ask *request) {
 		a.pause = nil
 	}
 	ask.verify = received(a.period.C) || ask.verify
-	if received(a.foreignNow()) {
+	if received(a.unlessPaused(a.foreign)) || received(a.unlessPaused(a.table)) {
 		a.lookAt(ask)
 	}
 	if received(a.settle) {
@@ -77,12 +80,12 @@ func (a *alarms) collect(ask *request) {
 	}
 }
 
-// foreignNow returns the alarm for what others have changed, nil while it waits.
-func (a *alarms) foreignNow() <-chan struct{} {
+// unlessPaused returns a source of foreign changes, nil while they wait.
+func (a *alarms) unlessPaused(source <-chan struct{}) <-chan struct{} {
 	if a.pause != nil {
 		return nil
 	}
-	return a.foreign
+	return source
 }
 
 func (a *alarms) lookAt(ask *request) {

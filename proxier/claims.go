@@ -77,11 +77,24 @@ func (t *Tracker) setServiceCIDR(key model.ObjectKey, now *model.ServiceCIDR) {
 	} else {
 		t.serviceCIDRs[key] = now
 	}
+	if old == nil || now == nil || !slices.Equal(old.CIDRs, now.CIDRs) {
+		t.markDue()
+	}
 	for ip := range t.claims {
 		if before, after := old != nil && old.Contains(ip), now != nil && now.Contains(ip); before != after {
 			t.markClaims(ip)
 		}
 	}
+}
+
+// allServiceCIDRs returns the ranges of all ServiceCIDRs, sorted.
+func (t *Tracker) allServiceCIDRs() []netip.Prefix {
+	var out []netip.Prefix
+	for _, c := range t.serviceCIDRs {
+		out = append(out, c.CIDRs...)
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
 }
 
 // markClaims marks the Services that have an address as an external one.

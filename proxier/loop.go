@@ -45,6 +45,8 @@ type LoopConfig struct {
 	// Foreign has a token once others may have changed what the mode has
 	// written; it may be nil.
 	Foreign <-chan struct{}
+	// ForeignTable tells the same of what a mode has beside rules.
+	ForeignTable <-chan struct{}
 	// SyncPeriod is how often the kernel is compared with what is wanted.
 	SyncPeriod time.Duration
 }
@@ -111,7 +113,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		return nil
 	case <-wake:
 	}
-	a := alarms{wake: wake, foreign: l.Foreign, period: time.NewTicker(l.SyncPeriod)}
+	a := alarms{wake: wake, foreign: l.Foreign, table: l.ForeignTable, period: time.NewTicker(l.SyncPeriod)}
 	defer a.period.Stop()
 	for ask := (request{}); ctx.Err() == nil; {
 		if !sleep(ctx, l.sync(ctx, ask)) {
@@ -159,10 +161,10 @@ func (l *Loop) sync(ctx context.Context, ask request) time.Duration {
 		Snapshot: l.snapshot,
 		Changed:  slices.SortedFunc(maps.Keys(l.changed), model.ServicePortName.Compare),
 		Pods:     l.pods,
-		Node:     l.nodeState(batch),
-		Prune:    l.prune,
-		Verify:   ask.verify,
-		Settle:   ask.settle,
+		Node:     l.nodeState(batch), ServiceCIDRs: rangesOfFamily(batch.ServiceCIDRs, l.Family),
+		Prune:  l.prune,
+		Verify: ask.verify,
+		Settle: ask.settle,
 	}
 	for _, c := range l.Contributors {
 		c.Contribute(ctx, d)

@@ -332,7 +332,7 @@ func TestForeign(t *testing.T) {
 		r.at(30*time.Second+50*ms, add("c", 1)) // both during a sync
 		tell()
 		r.at(time.Minute)
-		r.want("0s a", "10s - verify", "11s - verify", "20s - verify", "30s b", "30.2s c verify")
+		r.want("0s a", "10s - verify", "10.5s - verify", "20s - verify", "30s b", "30.2s c verify")
 	})
 }
 

@@ -58,6 +58,9 @@ type Desired struct {
 	Pods map[model.ObjectKey]*model.Pod
 	// Node is what the rules need to know of this node.
 	Node NodeState
+	// ServiceCIDRs are what cluster IPs of the family are given out of, as objects say,
+	// sorted.
+	ServiceCIDRs []netip.Prefix
 	// Prune allows removals. While it is false, objects may be missing from
 	// Snapshot for no reason of theirs, and what the kernel does for them must
 	// go on.

@@ -41,6 +41,7 @@ func Resolve(svc *model.Service, slices []*model.EndpointSlice, at Locality, f m
 		HealthCheckNodePort:  svc.HealthCheckNodePort,
 		AffinityTimeout:      svc.AffinityTimeout,
 		Scheduler:            svc.Scheduler,
+		Balancing:            svc.Balancing,
 	}
 	ports := make([]*model.ServicePort, 0, len(svc.Ports))
 	for _, p := range svc.Ports {

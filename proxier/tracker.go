@@ -315,6 +315,8 @@ type Batch struct {
 	Node model.Node
 	// NodeAddrs are the addresses of the node's interfaces.
 	NodeAddrs model.NodeAddrs
+	// ServiceCIDRs are those of all ServiceCIDR objects, of both families, sorted.
+	ServiceCIDRs []netip.Prefix
 	// Status is the source's; before it is listed a batch is empty.
 	Status model.SourceStatus
 	// Triggers are when the changes happened, as far as their objects say.
@@ -341,7 +343,7 @@ func (t *Tracker) Take(f model.Family) Batch {
 	b := Batch{
 		Services: make(map[model.ObjectKey]ServiceState, len(v.dirty)),
 		Pods:     make(map[model.ObjectKey]*model.Pod, len(v.pods)),
-		Node:     t.node, NodeAddrs: t.addrs,
+		Node:     t.node, NodeAddrs: t.addrs, ServiceCIDRs: t.allServiceCIDRs(),
 		Status:   t.status,
 		Triggers: v.triggers,
 	}

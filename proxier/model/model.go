@@ -113,7 +113,21 @@ type Service struct {
 	// Scheduler is how connections are spread over endpoints, for modes that leave
 	// that to IPVS.
 	Scheduler Scheduler
+	// Balancing is how connections are spread over endpoints, for modes that do that
+	// themselves and can.
+	Balancing Balancing
 }
+
+// Balancing is a way to choose an endpoint. The zero value leaves it to the mode.
+type Balancing string
+
+// The ways to choose. By Maglev all nodes choose alike, and a change of endpoints moves
+// few clients: by a client's address, or by its address and port.
+const (
+	Random     Balancing = "random"
+	Maglev     Balancing = "maglev"
+	MaglevPort Balancing = "maglev-port"
+)
 
 // Scheduler is one of IPVS's schedulers. The zero value leaves the choice to the
 // mode.

@@ -126,6 +126,7 @@ func TestServicePortEqualComparesEveryField(t *testing.T) {
 		"InternalTrafficLocal": {func(p *ServicePort) { p.InternalTrafficLocal = true }},
 		"HealthCheckNodePort":  {func(p *ServicePort) { p.HealthCheckNodePort = 30081 }},
 		"AffinityTimeout":      {func(p *ServicePort) { p.AffinityTimeout = time.Hour }},
+		"Balancing":            {func(p *ServicePort) { p.Balancing = Random }, func(p *ServicePort) { p.Balancing = Maglev }},
 		"Scheduler":            {func(p *ServicePort) { p.Scheduler.Name = "mh" }, func(p *ServicePort) { p.Scheduler.Port = true }},
 		"SparePort":            {func(p *ServicePort) { p.SparePort = 1 }},
 		"LocalEndpoints":       {func(p *ServicePort) { p.LocalEndpoints = p.Endpoints }},

@@ -57,6 +57,8 @@ type ServicePort struct {
 	AffinityTimeout time.Duration
 	// Scheduler is the zero value where the Service leaves the choice to the mode.
 	Scheduler Scheduler
+	// Balancing is the zero value, too, where the Service leaves the choice to the mode.
+	Balancing Balancing
 	// SparePort is a port of the cluster IP that is none of the Service's, and
 	// another one for each of its ports of one protocol. It is 0 unless a policy is
 	// Local, when a mode may need one.
@@ -137,7 +139,7 @@ func (s *ServicePort) Equal(o *ServicePort) bool {
 		s.Restricted == o.Restricted && slices.Equal(s.SourceRanges, o.SourceRanges) &&
 		s.ExternalTrafficLocal == o.ExternalTrafficLocal && s.InternalTrafficLocal == o.InternalTrafficLocal &&
 		s.HealthCheckNodePort == o.HealthCheckNodePort && s.AffinityTimeout == o.AffinityTimeout &&
-		s.Scheduler == o.Scheduler && s.SparePort == o.SparePort &&
+		s.Scheduler == o.Scheduler && s.Balancing == o.Balancing && s.SparePort == o.SparePort &&
 		slices.Equal(s.Endpoints, o.Endpoints) && slices.Equal(s.LocalEndpoints, o.LocalEndpoints) &&
 		s.Usable == o.Usable && s.Known == o.Known && slices.Equal(s.LocalReady, o.LocalReady) && slices.Equal(s.Serving, o.Serving)
 }

@@ -25,7 +25,7 @@ func SameService(a, b *model.Service) bool {
 		a.InternalTrafficLocal == b.InternalTrafficLocal &&
 		a.HealthCheckNodePort == b.HealthCheckNodePort &&
 		a.AffinityTimeout == b.AffinityTimeout &&
-		a.Scheduler == b.Scheduler
+		a.Scheduler == b.Scheduler && a.Balancing == b.Balancing
 }
 
 // SameEndpointSlice reports whether a and b mean the same to a consumer; nil

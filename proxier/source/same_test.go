@@ -33,6 +33,8 @@ func changeEachField(t *testing.T, v any, check func(field string)) {
 			f.Set(reflect.ValueOf(time.Unix(1, 0)))
 		case uint16:
 			f.SetUint(f.Uint() + 1)
+		case model.Balancing:
+			f.Set(reflect.ValueOf(model.Maglev))
 		case model.Scheduler:
 			f.Set(reflect.ValueOf(model.Scheduler{Name: "mh"}))
 		case time.Duration:

@@ -46,6 +46,7 @@ func TranslateService(svc *corev1.Service, policy Policy) (s *model.Service, ok 
 		InternalTrafficLocal: isLocal("spec.internalTrafficPolicy", string(deref(svc.Spec.InternalTrafficPolicy, "")), r),
 		AffinityTimeout:      affinityTimeout(&svc.Spec, r),
 		Scheduler:            scheduler(svc, r),
+		Balancing:            balancing(svc, r),
 	}
 	addExternal(s, svc, &policy, r)
 	return s, true, r.list
