@@ -12,7 +12,7 @@ ROOT     := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # Kernel tests need root. Without it they say what they skip; with it a skip
 # that e2e/skips.txt does not allow fails the run.
 STRICT   := $(if $(ROOT),-strict)
-UNIT     := ./cmd/... ./config/... ./internal/... ./iptables/... ./ipvs/... ./nat/... ./portmap/... ./proxier/...
+UNIT     := ./cmd/... ./config/... ./internal/... ./iptables/... ./ipvs/... ./nat/... ./nftables/... ./portmap/... ./proxier/...
 # What is tested in the second kernel, too: the tests for which the machine's own
 # may lack something.
 UML      := ./e2e/uml ./e2e/suite ./ipvs/... ./nat/...
@@ -92,6 +92,7 @@ lint: ## Check formatting, vet, and shell scripts
 .PHONY: golden
 golden: ## Rewrite the golden files from what the code does now
 	go test ./iptables ./ipvs -update
+	go test ./nftables -run "^TestGolden$$" -update
 
 .PHONY: docs
 docs: ## Write docs/configuration.md anew from the code

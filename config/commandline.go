@@ -114,7 +114,7 @@ func (c *CommandLine) overlay(s *Settings) (warnings []string) {
 func (s *Settings) feedNFTables() {
 	s.NFTables = NFTables{
 		MasqueradeAll: s.IPTables.MasqueradeAll, MasqueradeBit: s.IPTables.MasqueradeBit,
-		MinSyncPeriod: s.IPTables.MinSyncPeriod, SyncPeriod: s.IPTables.SyncPeriod,
+		MinSyncPeriod: s.IPTables.MinSyncPeriod, SyncPeriod: s.IPTables.SyncPeriod, LoadBalancing: s.NFTables.LoadBalancing,
 	}
 }
 

@@ -88,6 +88,8 @@ type NFTables struct {
 	MasqueradeAll             bool
 	MasqueradeBit             int
 	MinSyncPeriod, SyncPeriod time.Duration
+	// LoadBalancing is how endpoints are chosen. It has a flag of its own.
+	LoadBalancing string
 }
 
 // Conntrack says how connections are to be tracked; 0 leaves the kernel's value.
@@ -133,7 +135,7 @@ func Default() *Settings {
 		Mode: "iptables", DetectLocal: "ClusterCIDR",
 		IPTables: IPTables{LocalhostNodePorts: true, MasqueradeBit: 14, SyncPeriod: 30 * time.Second, Variant: "auto"},
 		IPVS:     IPVS{Scheduler: "rr", SyncPeriod: 30 * time.Second, GracePeriod: 15 * time.Minute},
-		NFTables: NFTables{MasqueradeBit: 14, SyncPeriod: 30 * time.Second},
+		NFTables: NFTables{MasqueradeBit: 14, SyncPeriod: 30 * time.Second, LoadBalancing: "random"},
 		Conntrack: Conntrack{
 			MaxPerCore: 32 << 10, Min: 128 << 10,
 			TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour,

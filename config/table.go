@@ -91,7 +91,7 @@ func (s *Settings) apiServer() []setting {
 
 func (s *Settings) traffic() []setting {
 	return []setting{
-		{flag: "proxy-mode", field: "mode", in: kubeProxy, value: &s.Mode, zeroIsDefault: true, usage: "How to program the kernel: iptables or ipvs; or several with commas between, of which the first is used that this node can. --mode is the same."},
+		{flag: "proxy-mode", field: "mode", in: kubeProxy, value: &s.Mode, zeroIsDefault: true, usage: "How to program the kernel: iptables, ipvs or nftables; or several with commas between, of which the first is used that this node can. --mode is the same."},
 		{flag: "cluster-cidr", field: "clusterCIDR", in: kubeProxy, value: &s.ClusterCIDR, usage: "CIDRs of the pods' addresses, of either family, with commas between. Traffic to a cluster IP from elsewhere is masqueraded."},
 		{flag: "detect-local-mode", field: "detectLocalMode", in: kubeProxy, value: &s.DetectLocal, zeroIsDefault: true, usage: "How to tell the traffic of pods: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix."},
 		{flag: "pod-bridge-interface", field: "detectLocal.bridgeInterface", in: kubeProxy, value: &s.PodBridge, usage: "The bridge that pods are on, for BridgeInterface."},
@@ -134,6 +134,7 @@ const excludeUsage = "CIDRs of virtual servers that are not Fairlead's, and that
 func (s *Settings) nftables() []setting {
 	const asFlag = " Without a file it is what the flag of iptables mode says."
 	return []setting{
+		{flag: "load-balancing", field: "nftables.loadBalancing", in: fairlead, value: &s.NFTables.LoadBalancing, usage: "How nftables mode chooses endpoints: random; or maglev, by which all nodes choose alike by the client's address, and a change of endpoints moves few clients; or maglev-port, by its address and port. The annotation fairlead.io/load-balancing of a Service overrides it."},
 		{field: "nftables.masqueradeBit", in: kubeProxy, value: &s.NFTables.MasqueradeBit, usage: "Bit, 0 to 31, of the packet mark that asks for masquerading." + asFlag},
 		{field: "nftables.masqueradeAll", in: kubeProxy, value: &s.NFTables.MasqueradeAll, usage: "Masquerade all traffic to cluster IPs." + asFlag},
 		{field: "nftables.syncPeriod", in: kubeProxy, value: &s.NFTables.SyncPeriod, zeroIsDefault: true, usage: "How often the rules are checked against what others may have changed." + asFlag},

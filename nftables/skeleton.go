@@ -274,10 +274,12 @@ func (s *sketch) sources() {
 	s.base("remember-postrouting", "filter", "postrouting", 90, s.rule().New().Translated().Jump("remember"))
 
 	rules := []table.Rule{s.rule().In(s.sets[hairpin], s.saddr(), s.daddr()).Masquerade()}
-	if pods, ok := s.fromPods(); ok && s.MasqueradeNeighbours {
-		rules = append(rules, pods.In(s.sets[ownEndpoints], s.daddr()).Masquerade().Because("answers between pods of one bridge bypass the rules"))
-	}
+	const bypass = "answers between pods of one bridge bypass the rules"
 	toCluster := s.rule().In(s.sets[clusterIPs], table.OriginalDestination(s.f))
+	if pods, ok := s.fromPods(); ok && s.MasqueradeNeighbours {
+		rules = append(rules, pods.In(s.sets[clusterIPs], table.OriginalDestination(s.f)).
+			In(s.sets[ownEndpoints], s.daddr()).Masquerade().Because(bypass))
+	}
 	if s.MasqueradeAll {
 		rules = append(rules, toCluster.Masquerade())
 	} else {
@@ -295,6 +297,9 @@ func (s *sketch) sources() {
 	}
 	var own []table.Rule
 	if pods, ok := s.fromPods(); ok {
+		if s.MasqueradeNeighbours {
+			own = append(own, pods.In(s.sets[ownEndpoints], s.daddr()).Masquerade().Because(bypass))
+		}
 		own = append(own, pods.Return())
 	}
 	s.chain("source-nat-local", append(own, s.rule().FromNode().Masquerade())...)

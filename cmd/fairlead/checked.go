@@ -36,6 +36,7 @@ type agentConfig struct {
 	modes                  []string // in the order of preference
 	excludeCIDRs           []netip.Prefix
 	scheduler              model.Scheduler
+	balancing              model.Balancing
 	nodePodCIDRs           bool
 	policy                 source.Policy
 	egress                 egress.Config // where no file says otherwise
@@ -49,7 +50,7 @@ type agentConfig struct {
 func check(s *config.Settings) (*agentConfig, error) {
 	cfg := &agentConfig{Settings: s}
 	for _, set := range []func() error{
-		cfg.setMode, cfg.setIPVS, cfg.setVariant, cfg.setPodCIDRs, cfg.setPolicy, cfg.setLocalDetection, cfg.setNodePorts,
+		cfg.setMode, cfg.setIPVS, cfg.setBalancing, cfg.setVariant, cfg.setPodCIDRs, cfg.setPolicy, cfg.setLocalDetection, cfg.setNodePorts,
 		cfg.setNodeName, cfg.checkNumbers, cfg.checkChoices, cfg.setAddresses, cfg.setEgress, cfg.setProtected, cfg.setStartupTaint,
 	} {
 		if err := set(); err != nil {
@@ -63,6 +64,7 @@ func check(s *config.Settings) (*agentConfig, error) {
 const (
 	iptablesName = "iptables"
 	ipvsName     = "ipvs"
+	nftablesName = "nftables"
 )
 
 // setMode reads the modes in the order of preference.
@@ -70,18 +72,26 @@ func (c *agentConfig) setMode() error {
 	const flag = "proxy-mode"
 	for mode := range strings.SplitSeq(c.Mode, ",") {
 		switch mode = strings.TrimSpace(mode); mode {
-		case iptablesName, ipvsName:
+		case iptablesName, ipvsName, nftablesName:
 			c.modes = append(c.modes, mode)
-		case "nftables":
-			return fmt.Errorf("%s %s is not available in this version; use iptables or ipvs", c.Where(flag), mode)
 		case "":
 			if c.Mode != "" {
-				return fmt.Errorf("%s %q has an empty item; use iptables or ipvs", c.Where(flag), c.Mode)
+				return fmt.Errorf("%s %q has an empty item; use iptables, ipvs or nftables", c.Where(flag), c.Mode)
 			}
 			c.modes = []string{iptablesName}
 		default:
-			return fmt.Errorf("%s %q is unknown; use iptables or ipvs", c.Where(flag), mode)
+			return fmt.Errorf("%s %q is unknown; use iptables, ipvs or nftables", c.Where(flag), mode)
 		}
+	}
+	return nil
+}
+
+// needsIptables tells whether all modes that may be used need iptables.
+func (c *agentConfig) needsIptables() bool { return !slices.Contains(c.modes, nftablesName) }
+
+func (c *agentConfig) setBalancing() (err error) {
+	if c.balancing, err = source.ParseBalancing(c.NFTables.LoadBalancing); err != nil {
+		return fmt.Errorf("%s %q %w", c.Where("load-balancing"), c.NFTables.LoadBalancing, err)
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func cleanupCommand() *cobra.Command {
 		Short: "Remove the rules that Fairlead or kube-proxy has left",
 		Long: `Remove what Fairlead and kube-proxy have left on this node: the chains and jumps of
 their iptables and IPVS modes, of both families and in both variants of iptables,
-their sets, the tables of kube-proxy's nftables mode, the device kube-ipvs0, and the
+their sets, the tables of nftables mode, both Fairlead's and kube-proxy's, the device kube-ipvs0, and the
 virtual servers that are on its addresses or on node ports. Rules and virtual servers
 of others stay as they are, and so does a chain that rules of others lead to.
 
@@ -183,7 +183,7 @@ func (r removal) contributions(f model.Family, chain func(name string) []ruleset
 func cleanServices(ctx context.Context, excluded []netip.Prefix) error {
 	var errs []error
 	for _, f := range model.Families() {
-		errs = append(errs, removeNftables(ctx, f))
+		errs = append(errs, removeNftables(ctx, f), removeTable(ctx, f))
 	}
 	for _, f := range model.Families() {
 		if err := removeIPVS(f, excluded, true); err != nil {

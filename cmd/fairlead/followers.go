@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -25,7 +26,7 @@ type flows struct {
 	// moved returns, once, where flows went by something that has gone since; it may
 	// be nil.
 	moved      func() []netip.AddrPort
-	ports      *hostPorts
+	ports      *hostPorts // nil without host ports
 	table      *conntrack.Table
 	reconciler *conntrack.Reconciler
 }
@@ -47,7 +48,9 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 	for _, name := range d.Changed {
 		w.table.SetService(name, d.Snapshot.Get(name))
 	}
-	w.ports.settle(w.table, d.Node)
+	if w.ports != nil {
+		w.ports.settle(w.table, d.Node)
+	}
 	if d.Node.NodePorts.All {
 		w.table.SetNodeAddrs(d.Node.Addrs)
 	} else {
@@ -74,11 +77,14 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 	return err
 }
 
-// leftovers removes what kube-proxy's nftables mode has left in one family. Its
-// rules decide before ours, and follow no change any more.
+// leftovers removes what nftables modes have left in one family, kube-proxy's and,
+// unless it is the mode, ours. Their rules decide before ours, and follow no change any
+// more.
 type leftovers struct {
 	family model.Family
-	done   bool
+	// keep is set where our own table is in use.
+	keep bool
+	done bool
 }
 
 var _ proxier.Follower = (*leftovers)(nil)
@@ -89,7 +95,11 @@ func (l *leftovers) Follow(ctx context.Context, d proxier.Desired) error {
 		return nil
 	}
 	l.done = true
-	return removeNftables(ctx, l.family)
+	err := removeNftables(ctx, l.family)
+	if !l.keep {
+		err = errors.Join(err, removeTable(ctx, l.family))
+	}
+	return err
 }
 
 func removeNftables(ctx context.Context, f model.Family) error {

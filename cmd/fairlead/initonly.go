@@ -21,7 +21,7 @@ import (
 // initOnly does what takes full privileges, so that an agent that has CAP_NET_ADMIN
 // alone, and cannot write kernel settings, finds them as it needs them.
 func initOnly(ctx context.Context, cfg *agentConfig) error {
-	node, err := probeNode(ctx, cfg.variant)
+	node, err := probeNode(ctx, cfg.variant, cfg.needsIptables())
 	if err != nil {
 		return err
 	}

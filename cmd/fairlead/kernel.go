@@ -36,14 +36,16 @@ type nodeKernel struct {
 }
 
 // probeNode finds out which families and which iptables this node has. It
-// changes nothing. A variant that is given is not looked for.
-func probeNode(ctx context.Context, v ruleset.Variant) (*nodeKernel, error) {
+// changes nothing. A variant that is given is not looked for. Where iptables is not
+// needed, a family need not have its commands.
+func probeNode(ctx context.Context, v ruleset.Variant, needed bool) (*nodeKernel, error) {
 	if err := checkPrivilege(); err != nil {
 		return nil, err
 	}
 	if v == "" {
 		var err error
-		if v, err = ruleset.DetectVariant(ctx, ruleset.SystemHost()); err != nil {
+		v, err = ruleset.DetectVariant(ctx, ruleset.SystemHost())
+		if err != nil && (needed || !errors.Is(err, ruleset.ErrNoCommand)) {
 			return nil, err
 		}
 	}
@@ -57,6 +59,12 @@ func probeNode(ctx context.Context, v ruleset.Variant) (*nodeKernel, error) {
 			continue
 		}
 		cmds, err := ruleset.CommandsFor(ctx, ruleset.SystemExec{}, v, f == model.IPv6)
+		if !needed && errors.Is(err, ruleset.ErrNoCommand) {
+			klog.FromContext(ctx).Info("Without iptables, host ports and what pods send to the outside are left to others, and what iptables and IPVS mode have left stays",
+				"ipFamily", f, "reason", err.Error())
+			n.families = append(n.families, f)
+			continue
+		}
 		if f == model.IPv6 && errors.Is(err, ruleset.ErrNoCommand) {
 			klog.FromContext(ctx).Info("Going on with IPv4 alone", "reason", err.Error())
 			continue

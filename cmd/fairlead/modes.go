@@ -32,8 +32,9 @@ type backend interface {
 // served is what serves one family.
 type served struct {
 	mode    proxier.Mode
-	engine  *ruleset.Engine
+	engine  *ruleset.Engine // nil without iptables
 	watcher watcher
+	table   <-chan struct{} // tells what others change of a mode's table, nil without
 	// followers are those of this mode alone, and adopters tell what was there before.
 	followers []proxier.Follower
 	adopters  []adopter
@@ -52,12 +53,12 @@ type adopter interface {
 func newBackend(ctx context.Context, cfg *agentConfig, node *nodeKernel, settings *sysctl.Settings, reg prometheus.Registerer) (backend, error) {
 	var last error
 	for _, name := range cfg.modes {
-		if name == iptablesName {
+		if name == iptablesName && len(node.commands) == len(node.families) {
 			b := &iptablesBackend{cfg: cfg, node: node, settings: settings, metrics: iptables.NewMetrics(reg, node.families)}
 			b.device.Store(int32(len(node.families)))
 			return b, nil
 		}
-		b, err := newIPVSBackend(ctx, cfg, node, settings)
+		b, err := newOther(ctx, name, cfg, node, settings, reg)
 		if err == nil {
 			return b, nil
 		}
@@ -68,6 +69,17 @@ func newBackend(ctx context.Context, cfg *agentConfig, node *nodeKernel, setting
 		last = fmt.Errorf("--proxy-mode %s: none of these is possible here; %s: %w", cfg.Mode, name, err)
 	}
 	return nil, last
+}
+
+// newOther returns a mode that not every node can have.
+func newOther(ctx context.Context, name string, cfg *agentConfig, node *nodeKernel, settings *sysctl.Settings, reg prometheus.Registerer) (backend, error) {
+	if name != nftablesName && len(node.commands) < len(node.families) {
+		return nil, ruleset.ErrNoCommand
+	}
+	if name == nftablesName {
+		return newNftablesBackend(ctx, cfg, node, settings, reg)
+	}
+	return newIPVSBackend(ctx, cfg, node, settings)
 }
 
 // iptablesBackend is iptables mode.

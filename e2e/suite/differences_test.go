@@ -31,6 +31,11 @@ type exception struct {
 var differences = []exception{
 	{mode: "ipvs", target: toOtherClusterIP, want: "refused", row: "A port that no Service has, in IPVS mode"},
 	{mode: "ipvs", target: toOtherLoadBalancer, want: "refused", row: "A port that no Service has, in IPVS mode"},
+	{mode: "nftables", target: toOtherClusterIP, want: "refused", row: "A port that no Service has, in nftables mode"},
+	{
+		mode: "nftables", scenario: "other-proxy", target: toClusterIP,
+		want: "refused", row: "An address that no Service has, in nftables mode",
+	},
 	{
 		scenario: "source-ranges-of-ipv4-alone", target: toLoadBalancer, family: model.IPv6,
 		want: "dropped", row: "Source ranges of one family",

@@ -43,6 +43,7 @@ func subjects() []subject {
 		fairlead{mode: "iptables", variant: lab.Legacy, form: "compact"},
 		// The kernel that has IPVS has no NAT for the nft variant.
 		fairlead{mode: "ipvs", variant: lab.Legacy},
+		fairlead{mode: "nftables", variant: lab.NFT},
 	}
 }
 
@@ -76,11 +77,15 @@ func (s fairlead) supported(ctx context.Context) error {
 func (s fairlead) feed(context.Context, *topology) (feed, error) { return newDirectory() }
 
 func (s fairlead) command(ctx context.Context, node *lab.Node, f feed) *exec.Cmd {
+	cidrs := serviceCIDRs
+	if s.mode == "nftables" { // where nobody is refused by a mark that has gone
+		cidrs = "10.96.0.0/27,fd00:10:96::/122"
+	}
 	flags := []string{
 		"-v=2",
 		"--proxy-mode", s.mode, "--iptables-variant", string(s.variant),
 		"--hostname-override", node.Label, "--cluster-cidr", clusterCIDR,
-		"--service-cidrs", serviceCIDRs, "--manifests", string(f.(directory)),
+		"--service-cidrs", cidrs, "--manifests", string(f.(directory)),
 		"--pod-masquerade", "off", "--state-file", "", // kube-proxy does not masquerade pods
 	}
 	if s.mode == "ipvs" { // what one scenario leaves is not for the next to meet
