@@ -26,8 +26,10 @@ type bench struct {
 	dir      string
 	measured []subject.Subject
 	// ipvs are those of them that have an IPVS mode, in that.
-	ipvs    []subject.Subject
-	results report.Results
+	ipvs []subject.Subject
+	// nftables are those that have a nftables mode, in that.
+	nftables []subject.Subject
+	results  report.Results
 }
 
 // newBench looks for all that is needed, before anything takes long.
@@ -82,18 +84,24 @@ func (b *bench) choose(ctx context.Context) error {
 	if len(b.measured) == 0 {
 		return errors.New("no subject is left to measure; make build and make -C e2e/tools kube-proxy build them")
 	}
-	if b.ipvs = subject.IPVS(fairlead, kubeProxy); !slices.Contains(b.variants, report.IPVS) {
-		b.ipvs = nil
+	b.ipvs = b.those(report.IPVS, subject.IPVS(fairlead, kubeProxy))
+	b.nftables = b.those(report.NFTables, subject.NFTables(fairlead, kubeProxy))
+	return nil
+}
+
+// those are the subjects that are to be measured in a mode.
+func (b *bench) those(mode string, all []subject.Subject) []subject.Subject {
+	if !slices.Contains(b.variants, mode) {
+		return nil
 	}
-	b.ipvs = slices.DeleteFunc(b.ipvs, func(s subject.Subject) bool {
+	return slices.DeleteFunc(all, func(s subject.Subject) bool {
 		return !slices.ContainsFunc(b.measured, func(m subject.Subject) bool { return m.Name == s.Name })
 	})
-	return nil
 }
 
 // iptables are the variants that are of iptables.
 func (o *options) iptables() []string {
-	return slices.DeleteFunc(slices.Clone(o.variants), func(v string) bool { return v == report.IPVS })
+	return slices.DeleteFunc(slices.Clone(o.variants), func(v string) bool { return v == report.IPVS || v == report.NFTables })
 }
 
 func (b *bench) close() {
@@ -138,7 +146,7 @@ func points(loads, curve, all []report.Size) []point {
 func (b *bench) measure(ctx context.Context) error {
 	start := time.Now()
 	defer func() { b.results.TookS = time.Since(start).Seconds() }()
-	if len(b.iptables()) > 0 {
+	if len(b.iptables())+len(b.nftables) > 0 {
 		if err := b.part(ctx, points(b.loads, b.curve, b.sizes), b.at); err != nil {
 			return err
 		}
@@ -199,6 +207,14 @@ func (b *bench) at(ctx context.Context, rig *measure.Rig, p point) error {
 			if err := b.run(ctx, rig, s, v, lab.Variant(v), cfg); err != nil {
 				return err
 			}
+		}
+	}
+	for _, s := range b.nftables {
+		if p.extent < measure.All && s.Name != report.Product {
+			continue
+		}
+		if err := b.run(ctx, rig, s, report.NFTables, lab.NFT, cfg); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -218,7 +218,7 @@ func TestParse(t *testing.T) {
 		{"nothing on the curve", "--curve=", ""},
 		{"sizes", "--sizes 1000", `--sizes "1000" is not a size`},
 		{"one Service", "--loads 1x10", `--loads "1x10" is not a size`},
-		{"variant", "--variants nftables", `--variants "nftables" is none of`},
+		{"variant", "--variants pf", `--variants "pf" is none of`},
 		{"samples", "--samples 0", "must be above 0"},
 		{"limit", "--limit 0s", "must be above 0"},
 		{"mix", "--mix grow=1", `"grow=1" is none of`},

@@ -53,7 +53,7 @@ func parse(args []string, out io.Writer) (*options, error) {
 	fs.StringVar(&o.fairlead, "fairlead", "bin/fairlead", "The agent.")
 	fs.StringVar(&o.kubeProxy, "kube-proxy", ".cache/bin/kube-proxy", "kube-proxy.")
 	fs.StringSliceVar(&o.subjects, "subjects", []string{"fairlead", "fairlead-compact", "kube-proxy"}, "What to measure. What this build has not is left out.")
-	fs.StringSliceVar(&o.variants, "variants", []string{"nft", "legacy", report.IPVS}, "Variants of iptables, and ipvs for the IPVS modes.")
+	fs.StringSliceVar(&o.variants, "variants", []string{"nft", "legacy", report.NFTables, report.IPVS}, "Variants of iptables, and nftables and ipvs for these modes.")
 	sizes := fs.StringSlice("sizes", []string{"1000x10", "10000x10"}, "Services x endpoints at which all is measured.")
 	curve := fs.StringSlice("curve", []string{"100x10", "3000x10"}, "Sizes at which first sync and one change are measured, for the plot.")
 	loads := fs.StringSlice("loads", []string{"5000x100"}, "Sizes at which only Fairlead's first sync and memory are measured.")
@@ -100,8 +100,8 @@ func (o *options) check() error {
 		return err
 	}
 	for _, v := range o.variants {
-		if v != report.IPVS && !slices.Contains(lab.Variants(), lab.Variant(v)) {
-			return fmt.Errorf("--variants %q is none of %v, and not %s", v, lab.Variants(), report.IPVS)
+		if v != report.IPVS && v != report.NFTables && !slices.Contains(lab.Variants(), lab.Variant(v)) {
+			return fmt.Errorf("--variants %q is none of %v, and neither %s nor %s", v, lab.Variants(), report.NFTables, report.IPVS)
 		}
 	}
 	if o.settings.Samples < 1 || o.settings.Connects < 1 || o.settings.Changes < 1 || o.settings.Rate <= 0 || o.cutoff <= 0 || o.limit <= 0 {

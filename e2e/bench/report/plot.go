@@ -56,7 +56,7 @@ func (r *Results) Plot() string {
 	var runs []*Run
 	sizes := map[int]bool{}
 	for i := range r.Runs {
-		if r.Runs[i].Endpoints == endpoints && r.Runs[i].Variant != IPVS { // another machine's times
+		if r.Runs[i].Endpoints == endpoints && r.Runs[i].Variant != IPVS && r.Runs[i].Variant != NFTables { // which have tables of their own
 			runs = append(runs, &r.Runs[i])
 			sizes[r.Runs[i].Services] = true
 		}

@@ -28,8 +28,11 @@ type Results struct {
 	IPVSMachine *Machine `json:"ipvsMachine,omitempty"`
 }
 
-// IPVS is the variant of runs in IPVS mode.
-const IPVS = "ipvs"
+// IPVS and NFTables are the variants of runs in IPVS mode, and in nftables mode.
+const (
+	IPVS     = "ipvs"
+	NFTables = "nftables"
+)
 
 // Machine is what it ran on.
 type Machine struct {
@@ -63,7 +66,7 @@ type Size struct {
 // String returns "1000x10".
 func (s Size) String() string { return fmt.Sprintf("%dx%d", s.Services, s.Endpoints) }
 
-// Run is one subject with one variant of iptables, or IPVS, at one size. What was not
+// Run is one subject with one variant of iptables, or in another mode, at one size. What was not
 // measured is nil.
 type Run struct {
 	Subject string `json:"subject"`

@@ -37,9 +37,10 @@ func (r *Results) Groups() []Group {
 }
 
 // complete tells a table from points of the plot: something has more than a
-// first sync and one change, or is shown for its memory. Of IPVS there is no plot.
+// first sync and one change, or is shown for its memory. Of modes other than iptables
+// there is no plot.
 func (g Group) complete() bool {
-	return g.Variant == IPVS || slices.ContainsFunc(g.Runs, func(r *Run) bool {
+	return g.Variant == IPVS || g.Variant == NFTables || slices.ContainsFunc(g.Runs, func(r *Run) bool {
 		return r.Connect != nil || r.FirstSync != nil && r.AddedMS == nil
 	})
 }
@@ -191,7 +192,7 @@ func costRows() []row {
 	}
 	rules := func(get func(*Restart) float64) func(*Run) float64 {
 		return func(r *Run) float64 {
-			if r.Variant == IPVS { // where rules are few, and not what matters
+			if r.Variant == IPVS || r.Variant == NFTables { // where rules are few, and not what matters
 				return math.NaN()
 			}
 			return of(r.Restart, get)

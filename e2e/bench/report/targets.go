@@ -24,7 +24,8 @@ var (
 	small = Size{Services: 1000, Endpoints: 10}
 	large = Size{Services: 10000, Endpoints: 10}
 	wide  = Size{Services: 5000, Endpoints: 100}
-	// one change in IPVS mode must cost about the same at these two.
+	// one change in IPVS mode must cost about the same at these two, and in nftables mode
+	// at few and large.
 	few, many = Size{Services: 100, Endpoints: 10}, Size{Services: 5000, Endpoints: 10}
 )
 
@@ -70,6 +71,16 @@ func targets() []target {
 		// guest, which has one processor.
 		{many, Product, IPVS, keyAdded, overFloorOfSize(few, 1.5)},
 		{many, Product, IPVS, keyChange, ofSize(few, 1.5, keyChange)},
+
+		{large, Product, NFTables, keyFirstSync, least(constant(3), ofReference(0.25, keyFirstSync))},
+		{large, Product, NFTables, keyAdded, constant(15)},
+		{large, Product, NFTables, keyRemoved, constant(30)},
+		{large, Product, NFTables, keyChange, ofSize(few, 1.5, keyChange)},
+		{large, Product, NFTables, keyLast, func(_ Group, r *Run) float64 {
+			return of(r.Connect, func(c *Connect) float64 { return c.NoRulesUS.P50 + 4 })
+		}},
+		{large, Product, NFTables, keySynced, constant(120)},
+		{large, Product, NFTables, keyChanged, constant(120)},
 	}
 }
 
@@ -135,7 +146,7 @@ func figure(key string) func(*Run) float64 {
 
 // applies tells whether a target is for a run.
 func (t target) applies(r *Run) bool {
-	return t.size == r.Size && t.subject == r.Subject && (t.variant == r.Variant || t.variant == "" && r.Variant != IPVS)
+	return t.size == r.Size && t.subject == r.Subject && (t.variant == r.Variant || t.variant == "" && r.Variant != IPVS && r.Variant != NFTables)
 }
 
 // verdict is what becomes of a target: "≤ 12.00 ok". Empty is for one that

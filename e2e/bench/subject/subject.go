@@ -76,6 +76,18 @@ func IPVS(fairlead, kubeProxy string) []Subject {
 	}
 }
 
+// NFTables returns the subjects that have a nftables mode, in that.
+func NFTables(fairlead, kubeProxy string) []Subject {
+	mode := []string{"--proxy-mode=nftables"}
+	return []Subject{
+		{Name: "fairlead", Binary: fairlead, common: fairleadFlags, Flags: mode},
+		{
+			Name: "kube-proxy", Binary: kubeProxy, common: kubeProxyFlags, Flags: mode,
+			eager: []string{"--iptables-min-sync-period=50ms"}, // which is for that mode, too
+		},
+	}
+}
+
 // Missing tells what keeps a subject from being measured: its program, or a
 // flag that this build of it does not have.
 func (s Subject) Missing(ctx context.Context) error {
