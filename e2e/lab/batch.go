@@ -86,15 +86,8 @@ func (b *batch) open(a *attempt) (err error) {
 			return err
 		}
 	}
-	if from, bound := b.probe.local(); bound {
-		if domain == unix.AF_INET6 { // else it would have the port of IPv4, too
-			if err := unix.SetsockoptInt(a.fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-				return err
-			}
-		}
-		if err := unix.Bind(a.fd, sockaddr(from)); err != nil {
-			return err
-		}
+	if err := b.bind(a.fd, domain); err != nil {
+		return err
 	}
 	if err := unix.Connect(a.fd, sockaddr(b.probe.To)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return err
@@ -105,6 +98,26 @@ func (b *batch) open(a *attempt) (err error) {
 		}
 	}
 	return nil
+}
+
+// bind binds a socket to where the probe comes from, if it says so. Of its ports it
+// leaves out those that earlier requests have still.
+func (b *batch) bind(fd, domain int) error {
+	from, bound := b.probe.local()
+	if !bound {
+		return nil
+	}
+	if domain == unix.AF_INET6 { // else it would have the port of IPv4, too
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return err
+		}
+	}
+	err := unix.Bind(fd, sockaddr(from))
+	for tries := b.probe.Ports.len(); errors.Is(err, unix.EADDRINUSE) && tries > 1; tries-- {
+		from, _ = b.probe.local()
+		err = unix.Bind(fd, sockaddr(from))
+	}
+	return err
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {

@@ -18,6 +18,14 @@ type Ports struct {
 // NewPorts hands out the ports from first to last.
 func NewPorts(first, last uint16) *Ports { return &Ports{first: first, last: last} }
 
+// len is how many there are, 0 where the kernel chooses.
+func (p *Ports) len() int {
+	if p == nil {
+		return 0
+	}
+	return int(p.last-p.first) + 1
+}
+
 // next returns a port, 0 for any.
 func (p *Ports) next() uint16 {
 	if p == nil {

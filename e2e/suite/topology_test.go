@@ -79,7 +79,7 @@ type topology struct {
 // own, if that had the same client and port. What a node masquerades has its address,
 // too, and a port that the kernel chooses (nf_nat_core.c): from 600 to 1023 for ports
 // from 512 on, and from 1024 on for others. So what a node sends to another one as it
-// is has ports between 512 and 600.
+// is has ports below 600, of no server.
 func (topo *topology) portsOf(from string, f flow, to netip.Addr) *lab.Ports {
 	if name, ok := topo.names[to]; ok && !strings.HasPrefix(name, from) && topo.direct[from] != nil {
 		return topo.direct[from][f]
@@ -121,7 +121,7 @@ func topologyOf(l *lab.Lab) *topology {
 	add(l.Client)
 	for _, n := range l.Nodes {
 		add(n.NS)
-		topo.direct[n.Label] = portsFrom(512, 599)
+		topo.direct[n.Label] = portsFrom(200, 599)
 		for _, f := range model.Families() {
 			topo.names[bridgeAddr(n, f)] = n.Label + " bridge"
 		}
