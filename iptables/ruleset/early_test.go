@@ -72,7 +72,7 @@ func TestEarly(t *testing.T) {
 				h.exec = execFunc(func(ctx context.Context, c ruleset.Command) error {
 					if strings.HasSuffix(c.Name, "-restore") {
 						running++
-						if tt.early && !h.auditor.running {
+						if running == 1 && tt.early && !h.auditor.running {
 							t.Error("the command starts before the watcher knows")
 						}
 					}
