@@ -15,12 +15,8 @@ STRICT   := $(if $(ROOT),-strict)
 UNIT     := ./cmd/... ./config/... ./internal/... ./iptables/... ./ipvs/... ./nat/... ./nftables/... ./portmap/... ./proxier/...
 # What is tested in the second kernel, too: the tests for which the machine's own
 # may lack something.
-UML      := ./e2e/uml ./ipvs/... ./nat/...
+UML      := ./e2e/uml ./e2e/suite ./ipvs/... ./nat/...
 TEST_UML := $(BIN)/uml go-test -json -timeout 20m -run Kernel $(UML)
-# The whole behaviour suite; iptables mode has it in the machine's own kernel. It is no
-# part of "make test" while requests to one endpoint get lost in the guest of a slow
-# machine, in iptables mode, too.
-SUITE_UML := $(BIN)/uml go-test -json -timeout 30m -run '^TestKernelSuite$$/^ipvs' ./e2e/suite
 # Many kernels have no SCTP.
 TEST_UML += || true; $(BIN)/uml go-test -json -run '^TestKernelSCTP$$/^legacy$$' ./e2e
 # What is the same in every mode, with the variant that the second kernel has, and what
@@ -81,7 +77,7 @@ e2e-cluster: image tools ## Run the DaemonSet in a cluster of two nodes (root)
 .PHONY: test-uml
 test-uml: uml ## Run the tests that need a kernel with IPVS, in one (root)
 	@go build -o $(BIN)/testreport ./e2e/testreport
-	@{ $(TEST_UML) || true; $(SUITE_UML) || true; } | $(BIN)/testreport
+	@{ $(TEST_UML) || true; } | $(BIN)/testreport
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither root nor tools

@@ -34,16 +34,19 @@ const (
 	enoughRefusals = 6
 	// leastRequests are made of a cell in any case.
 	leastRequests = 8
-	// patience is how long the first requests are waited for before more are made:
-	// answers come sooner, if they come at all.
+	// patience is how long the first requests are waited for before more are made, of
+	// a cell that may be dropped: answers come sooner, if they come at all. Not so on
+	// a machine that is slow or busy: what is to answer is waited for, as more
+	// requests would only make it slower.
 	patience = 100 * time.Millisecond
 	// httpTimeout is like that of a probe.
 	httpTimeout = 900 * time.Millisecond
 )
 
 // askAll asks every cell of a scenario and returns the outcomes by cell. Cells
-// that could disturb each other are asked one after the other.
-func askAll(ctx context.Context, topo *topology, s scenario) (outcomes, error) {
+// that could disturb each other are asked one after the other. What is expected, if
+// anything is known, only tells which requests keep nobody busy.
+func askAll(ctx context.Context, topo *topology, s scenario, want outcomes) (outcomes, error) {
 	var mu sync.Mutex
 	out := outcomes{}
 	seen := map[string]bool{}
@@ -53,7 +56,7 @@ func askAll(ctx context.Context, topo *topology, s scenario) (outcomes, error) {
 	for _, lane := range s.lanes() {
 		g.Go(func() error {
 			for _, c := range lane {
-				outcome, servers := ask(ctx, topo, busy, s, c)
+				outcome, servers := ask(ctx, topo, busy, s, c, want[c])
 				mu.Lock()
 				out[c] = outcome
 				for _, server := range servers {
@@ -108,20 +111,24 @@ func (s scenario) lanes() [][]cell {
 }
 
 // ask asks one cell, and returns its outcome in words and who answered.
-func ask(ctx context.Context, topo *topology, busy load, s scenario, c cell) (outcome string, servers []string) {
+func ask(ctx context.Context, topo *topology, busy load, s scenario, c cell, want string) (outcome string, servers []string) {
 	if c.place.target == toHealthCheck {
 		return askHealth(ctx, topo.hosts[c.from].Dial, c.place.addr(topo, c.flow.family)), nil
 	}
 	p := lab.Probe{From: topo.hosts[c.from], Network: c.flow.network, To: c.place.addr(topo, c.flow.family)}
 	p.Ports = topo.portsOf(c.from, c.flow, p.To.Addr())
 	t := tally{from: c.from, to: virtualAddr(c, p.To), answers: map[answer]int{}}
+	wait := patience
+	if want != "" && !strings.Contains(want, dropped) {
+		wait = httpTimeout
+	}
 	first := make(chan []lab.Result, 1)
 	busy.enter(leastRequests)
 	go func() { first <- p.Batch(ctx, leastRequests) }()
 	var results []lab.Result
 	select {
 	case results = <-first:
-	case <-time.After(patience):
+	case <-time.After(wait):
 	}
 	busy.leave(leastRequests)
 	for _, r := range results {
@@ -129,7 +136,7 @@ func ask(ctx context.Context, topo *topology, busy load, s scenario, c cell) (ou
 	}
 	if more := s.requests() - leastRequests; more > 0 && !t.suffices(s) {
 		busy.enter(more)
-		free := time.AfterFunc(patience, func() { busy.leave(more) })
+		free := time.AfterFunc(wait, func() { busy.leave(more) })
 		for _, r := range p.Batch(ctx, more) {
 			t.add(topo, r)
 		}
@@ -153,14 +160,7 @@ type load struct{ *semaphore.Weighted }
 // client gives up.
 func newLoad() load { return load{semaphore.NewWeighted(maxLoad())} }
 
-// maxLoad is lower on one processor, which the second kernel has: there a system call
-// takes 10 to 20 times as long as elsewhere.
-func maxLoad() int64 {
-	if runtime.NumCPU() == 1 {
-		return 16
-	}
-	return int64(64 * runtime.NumCPU())
-}
+func maxLoad() int64 { return int64(64 * runtime.NumCPU()) }
 
 func (l load) enter(n int) { _ = l.Acquire(context.Background(), min(int64(n), maxLoad())) } // fails only with its context
 

@@ -206,7 +206,7 @@ func recordReference(t *testing.T) {
 			run := newRun(t, s)
 			r := reference{version, map[string]outcomes{}}
 			for _, sc := range scenarios {
-				t.Run(sc.name, func(t *testing.T) { r.scenarios[sc.name] = run.outcomes(t, sc) })
+				t.Run(sc.name, func(t *testing.T) { r.scenarios[sc.name] = run.outcomes(t, sc, nil) })
 			}
 			recorded = append(recorded, r)
 		})

@@ -86,7 +86,7 @@ func TestKernelSuite(t *testing.T) {
 						return
 					}
 					want := expected(s.name(), sc, ref.scenarios[sc.name])
-					got := r.outcomes(t, sc)
+					got := r.outcomes(t, sc, want)
 					r.doubt(t, sc, want, got)
 					compare(t, sc, want, got)
 				})
@@ -124,47 +124,28 @@ func compare(t *testing.T, sc scenario, want, got outcomes) {
 	}
 }
 
-// maxDoubts is how many cells are asked again one by one at most. Of more, all are asked
-// once more together: a machine that stalls for a second loses many answers at a time.
+// maxDoubts is how many cells are asked again at most: more of them are no
+// accident.
 const maxDoubts = 20
 
 // doubt asks again, one after the other, cells in which an answer was missing: on
 // a machine that is busy it may just have been late.
 func (r *run) doubt(t *testing.T, sc scenario, want, got outcomes) {
 	t.Helper()
-	if sc.sticky {
-		return
+	var again []cell
+	for _, c := range sc.cells() {
+		if w, ok := want[c]; ok && got[c] != w && strings.Contains(got[c], dropped) {
+			again = append(again, c)
+		}
 	}
-	again := doubtful(sc, want, got)
-	if len(again) > maxDoubts {
-		second, err := askAll(t.Context(), r.topo, sc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("%d cells were without an answer that they should have, all are asked again", len(again))
-		for _, c := range again {
-			got[c] = second[c]
-		}
-		if again = doubtful(sc, want, got); len(again) > maxDoubts {
-			return // which is no accident
-		}
+	if sc.sticky || len(again) > maxDoubts {
+		return
 	}
 	for _, c := range again {
 		before := got[c]
-		got[c], _ = ask(t.Context(), r.topo, newLoad(), sc, c)
+		got[c], _ = ask(t.Context(), r.topo, newLoad(), sc, c, want[c])
 		t.Logf("%s: asked with others: %s; alone: %s", c, before, got[c])
 	}
-}
-
-// doubtful returns the cells in which an answer was missing.
-func doubtful(sc scenario, want, got outcomes) []cell {
-	var out []cell
-	for _, c := range sc.cells() {
-		if w, ok := want[c]; ok && got[c] != w && strings.Contains(got[c], dropped) {
-			out = append(out, c)
-		}
-	}
-	return out
 }
 
 // run is a lab with a proxy on each node.
@@ -211,7 +192,7 @@ func newRun(t *testing.T, s subject) *run {
 
 // outcomes gives the proxies a scenario's objects, waits until they have them,
 // and asks all cells.
-func (r *run) outcomes(t *testing.T, sc scenario) outcomes {
+func (r *run) outcomes(t *testing.T, sc scenario, want outcomes) outcomes {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -228,7 +209,7 @@ func (r *run) outcomes(t *testing.T, sc scenario) outcomes {
 		t.Fatal(err)
 	}
 	ready := time.Now()
-	out, err := askAll(ctx, r.topo, sc)
+	out, err := askAll(ctx, r.topo, sc, want)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,9 +77,9 @@ type topology struct {
 // recur: IPVS knows a flow by client and endpoint alone, and would take an answer that
 // a node forwards, of a flow that another node has translated, for one of a flow of its
 // own, if that had the same client and port. What a node masquerades has its address,
-// too, and a port that the kernel chooses (nf_nat_core.c): from 600 to 1023 for ports
-// from 512 on, and from 1024 on for others. So what a node sends to another one as it
-// is has ports below 600, of no server.
+// too, and a port that the kernel chooses (nf_nat_core.c): from 1 to 511 for ports below
+// 512, from 600 to 1023 for those from 512 on, and from 1024 on for others. So what a
+// node sends to another one as it is has the ports between 511 and 600, of no server.
 func (topo *topology) portsOf(from string, f flow, to netip.Addr) *lab.Ports {
 	if name, ok := topo.names[to]; ok && !strings.HasPrefix(name, from) && topo.direct[from] != nil {
 		return topo.direct[from][f]
@@ -121,7 +121,7 @@ func topologyOf(l *lab.Lab) *topology {
 	add(l.Client)
 	for _, n := range l.Nodes {
 		add(n.NS)
-		topo.direct[n.Label] = portsFrom(200, 599)
+		topo.direct[n.Label] = portsFrom(512, 599)
 		for _, f := range model.Families() {
 			topo.names[bridgeAddr(n, f)] = n.Label + " bridge"
 		}
