@@ -13,30 +13,32 @@ import (
 const tempPrefix = "fairlead-uml-"
 
 // tempDir makes a directory for a machine's files, and removes those of machines
-// whose starter was killed: each holds a lock on its own.
-func tempDir() (dir string, remove func(), err error) {
-	sweep()
+// whose starter was killed: each holds a lock on its own. Others are the machines that
+// run already.
+func tempDir() (dir string, others int, remove func(), err error) {
+	others = sweep()
 	var lock *os.File
 	for range 10 { // another starter may sweep a directory away before it is locked
 		if dir, err = os.MkdirTemp("", tempPrefix); err != nil {
-			return "", nil, err
+			return "", 0, nil, err
 		}
 		if lock, err = lockDir(dir); err != nil {
 			err = fmt.Errorf("lock %s: %w", dir, err)
 			continue
 		}
 		if _, err = os.Stat(dir); err == nil {
-			return dir, func() {
+			return dir, others, func() {
 				os.RemoveAll(dir)
 				lock.Close()
 			}, nil
 		}
 		lock.Close()
 	}
-	return "", nil, err
+	return "", 0, nil, err
 }
 
-func sweep() {
+// sweep removes what nobody has any more, and returns how many are in use.
+func sweep() (used int) {
 	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), tempPrefix+"*")) // only bad patterns fail
 	for _, dir := range dirs {
 		// One that is locked is in use, or being removed. One whose maker has yet
@@ -44,8 +46,11 @@ func sweep() {
 		if lock, err := lockDir(dir); err == nil {
 			os.RemoveAll(dir)
 			lock.Close()
+		} else {
+			used++
 		}
 	}
+	return used
 }
 
 func lockDir(dir string) (*os.File, error) {

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,7 +61,7 @@ func Run(ctx context.Context, c Config) (code int, err error) {
 	if err := Supported(); err != nil {
 		return 0, err
 	}
-	dir, remove, err := tempDir()
+	dir, others, remove, err := tempDir()
 	if err != nil {
 		return 0, err
 	}
@@ -71,7 +70,7 @@ func Run(ctx context.Context, c Config) (code int, err error) {
 	if err := c.Job.Write(job); err != nil {
 		return 0, err
 	}
-	m := &machine{config: c}
+	m := &machine{config: c, nth: others}
 	return m.run(ctx, exec.Command(kernel, c.kernelArgs(dir, job)...))
 }
 
@@ -91,7 +90,9 @@ func (c Config) kernelArgs(dir, job string) []string {
 // machine is a kernel that runs.
 type machine struct {
 	config Config
-	log    tail
+	// nth tells guests that run at the same time apart.
+	nth int
+	log tail
 	// running is whether the command has been started, and last what the guest
 	// said last.
 	running bool
@@ -129,7 +130,7 @@ func (m *machine) run(ctx context.Context, cmd *exec.Cmd) (code int, err error) 
 	}
 	err = m.connect(cmd, pipe)
 	if err == nil {
-		err = startAndWait(life, cmd, theirs)
+		err = m.startAndWait(life, cmd, theirs)
 	} else {
 		closeAll(theirs)
 	}
@@ -177,11 +178,11 @@ func (m *machine) listen(r io.Reader) {
 
 // startAndWait starts a kernel and waits until it has ended, which it must when
 // ctx is done. How it ended is in cmd.ProcessState. The pipes are closed here.
-func startAndWait(ctx context.Context, cmd *exec.Cmd, pipes []*os.File) error {
+func (m *machine) startAndWait(ctx context.Context, cmd *exec.Cmd, pipes []*os.File) error {
 	// The kernel ends with the thread that started it (Pdeathsig).
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	err := onOneCPU(cmd.Start)
+	err := onOneCPU(m.nth, cmd.Start)
 	closeAll(pipes)
 	if err != nil {
 		return fmt.Errorf("start the kernel: %w", err)
@@ -192,23 +193,24 @@ func startAndWait(ctx context.Context, cmd *exec.Cmd, pipes []*os.File) error {
 	return nil
 }
 
-// onOneCPU starts a process that stays on one of the CPUs that this thread may use. A
+// onOneCPU starts a process that stays on the nth of the CPUs that this thread may use. A
 // guest has one CPU, but runs on it as two processes that wait for each other at every
 // system call and page fault: to wake one on another CPU takes 5 times as long where
 // that is virtual and idle.
-func onOneCPU(start func() error) error {
+func onOneCPU(nth int, start func() error) error {
 	var allowed, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
 		return err
 	}
-	nth := rand.IntN(allowed.Count()) // guests side by side may get different ones
-	for cpu := 0; ; cpu++ {
-		if allowed.IsSet(cpu) {
-			if nth--; nth < 0 {
-				one.Set(cpu)
-				break
-			}
+	nth %= allowed.Count()
+	for cpu := 0; one.Count() == 0; cpu++ {
+		if !allowed.IsSet(cpu) {
+			continue
 		}
+		if nth == 0 {
+			one.Set(cpu)
+		}
+		nth--
 	}
 	if err := unix.SchedSetaffinity(0, &one); err != nil {
 		return err

@@ -9,21 +9,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOnOneCPU: what is started has one CPU, and who started it has all of its own again.
+// TestOnOneCPU: what is started has one CPU, each in turn, and who started it has all of
+// its own again.
 func TestOnOneCPU(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var before, within, after unix.CPUSet
+	var before, after, used unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &before); err != nil {
 		t.Fatal(err)
 	}
-	if err := onOneCPU(func() error { return unix.SchedGetaffinity(0, &within) }); err != nil {
-		t.Fatal(err)
+	for nth := range before.Count() + 1 { // the last one has no CPU to itself
+		var within unix.CPUSet
+		if err := onOneCPU(nth, func() error { return unix.SchedGetaffinity(0, &within) }); err != nil {
+			t.Fatal(err)
+		}
+		if within.Count() != 1 {
+			t.Errorf("%d CPUs, want 1", within.Count())
+		}
+		for i := range used {
+			used[i] |= within[i]
+		}
 	}
 	if err := unix.SchedGetaffinity(0, &after); err != nil {
 		t.Fatal(err)
 	}
-	if within.Count() != 1 || after != before {
-		t.Errorf("CPUs: %d within and %d after, want 1 and %d", within.Count(), after.Count(), before.Count())
+	if used != before || after != before {
+		t.Errorf("CPUs: %v were used and %v are allowed after, want %v", used, after, before)
 	}
 }
