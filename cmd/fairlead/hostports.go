@@ -56,6 +56,10 @@ type hostPorts struct {
 	// udp are the host ports whose flows are to be looked at, with what becomes of them
 	// now, nil if they are gone.
 	udp map[udpPort]*portmap.Mapping
+	// everywhere are those for UDP that are on all of the node's addresses, which were
+	// settledOn when flows were last looked at.
+	everywhere map[udpPort]*portmap.Mapping
+	settledOn  []netip.Addr
 }
 
 // udpPort is a host port for UDP, of one pod.
@@ -83,7 +87,7 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 	h := &hostPorts{
 		family: f, when: switchFlag(cfg.HostPorts.Mode), engine: engine, reading: b.node.readings[f],
 		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, listening: sockets.Listening, astray: nodeaddr.Astray, metrics: b.ports,
-		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]*portmap.Mapping{},
+		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]*portmap.Mapping{}, everywhere: map[udpPort]*portmap.Mapping{},
 		portmap: portmap.New(portmap.Config{
 			Family: f, Localhost: cfg.HostPorts.Localhost, LocalhostNodePorts: cfg.IPTables.LocalhostNodePorts, MasqueradeNeighbours: !passes, Protected: cfg.protected, Forwarded: forwarded,
 		}),
@@ -217,8 +221,13 @@ func (h *hostPorts) adopt(ctx context.Context) {
 
 // note notes what has become of a host port.
 func (h *hostPorts) note(m portmap.Mapping, now *portmap.Mapping) {
-	if m.Protocol == model.UDP {
-		h.udp[udpPort{"pod " + m.Pod.String() + " " + m.UID, conntrack.Frontend{Addr: m.HostIP, Port: m.Number}}] = now
+	if m.Protocol != model.UDP {
+		return
+	}
+	p := udpPort{"pod " + m.Pod.String() + " " + m.UID, conntrack.Frontend{Addr: m.HostIP, Port: m.Number}}
+	h.udp[p] = now
+	if delete(h.everywhere, p); now != nil && !m.HostIP.IsValid() {
+		h.everywhere[p] = now
 	}
 }
 
@@ -240,6 +249,14 @@ func (h *hostPorts) tell(ctx context.Context, refused []portmap.Refused) {
 // settle makes a table of flows have the host ports as they are now. Those on all of
 // the node's addresses are on these.
 func (h *hostPorts) settle(t *conntrack.Table, node proxier.NodeState) {
+	if !slices.Equal(h.settledOn, node.Addrs) {
+		h.settledOn = node.Addrs
+		for p, now := range h.everywhere {
+			if _, due := h.udp[p]; !due {
+				h.udp[p] = now
+			}
+		}
+	}
 	for _, going := range []bool{true, false} { // what comes may be where another was
 		for p, now := range h.udp {
 			if going != (now == nil) {

@@ -54,7 +54,7 @@ func newPortsRig(t *testing.T) *portsRig {
 		others:    lookAhead(t.Context(), func(context.Context) string { return r.who }),
 		listening: func() (map[sockets.Port]bool, error) { return r.taken, nil },
 		astray:    func(a netip.Addr) string { return r.astray[a] },
-		pods:      map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]*portmap.Mapping{},
+		pods:      map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]*portmap.Mapping{}, everywhere: map[udpPort]*portmap.Mapping{},
 	}
 	synctest.Wait() // for the first look
 	return r
@@ -196,6 +196,32 @@ func TestHostPortFlows(t *testing.T) {
 		table.SetNodeAddrs([]netip.Addr{addr})
 		if !stale('c') {
 			t.Error("an earlier agent's pod is gone: flows of c are not stale")
+		}
+	})
+}
+
+// TestHostPortFlowsFollowTheNode: where node ports are on some addresses alone, host ports
+// are on all that the node has, and on one that it has got since.
+func TestHostPortFlowsFollowTheNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPortsRig(t)
+		old, fresh := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+		table := conntrack.NewTable()
+		flow := conntrack.Flow{
+			Src: netip.MustParseAddrPort("192.0.2.9:4000"), Dst: netip.AddrPortFrom(fresh, 53),
+			ReplySrc: netip.AddrPortFrom(fresh, 53), // to the node itself, as nobody had the port there
+		}
+		flow.ReplyDst = flow.Src
+		stale := func(addrs ...netip.Addr) bool {
+			r.ports.settle(table, proxier.NodeState{Addrs: addrs, NodePorts: proxier.NodePorts{Addrs: []netip.Addr{old}}})
+			return len(conntrack.Stale(func(yield func(conntrack.Flow) bool) { yield(flow) }, table)) > 0
+		}
+		r.sync("a")
+		if stale(old) {
+			t.Error("a flow to an address that the node does not have is stale")
+		}
+		if !stale(old, fresh) {
+			t.Error("a flow to an address that the node has got since is not stale")
 		}
 	})
 }
