@@ -496,7 +496,7 @@ func createPod(ctx context.Context, t *testing.T, c kubernetes.Interface, pod *c
 // Event, and gets it when the Pod goes that has it.
 func TestKernelHostPortFromAPIServer(t *testing.T) {
 	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, lab.NFT); err != nil {
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
 		t.Skip(err)
 	}
 	l := newLab(t)
@@ -510,7 +510,7 @@ func TestKernelHostPortFromAPIServer(t *testing.T) {
 	elsewhere.Spec.NodeName = "node-2"
 	createPod(ctx, t, client, elsewhere)
 	args := []string{"--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"), "--cni-conf-dir", t.TempDir()}
-	a := startAgent(ctx, t, node, lab.NFT, args...)
+	a := startAgent(ctx, t, node, oneVariant(), args...)
 	a.waitSynced(ctx, 0)
 	check := func(when, want string) {
 		t.Helper()
@@ -539,12 +539,12 @@ func TestKernelHostPortFromAPIServer(t *testing.T) {
 	}
 	a.waitLog(ctx, 0, 1, "Cannot read from the API server")
 	check("with the API server away", node.Pods[0].Label)
-	rules := save(ctx, t, node, lab.NFT)
+	rules := save(ctx, t, node, oneVariant())
 	a.stop()
-	a = startAgent(ctx, t, node, lab.NFT, args...)
+	a = startAgent(ctx, t, node, oneVariant(), args...)
 	a.waitLog(ctx, 0, 1, "Cannot read from the API server")
 	check("after a restart with the API server away", node.Pods[0].Label)
-	if diff := cmp.Diff(rules, save(ctx, t, node, lab.NFT)); diff != "" {
+	if diff := cmp.Diff(rules, save(ctx, t, node, oneVariant())); diff != "" {
 		t.Errorf("a restart with the API server away (-before +after):\n%s", diff)
 	}
 	if err := c.StartAPIServer(ctx); err != nil {
