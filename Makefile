@@ -21,7 +21,7 @@ TEST_UML := $(BIN)/uml go-test -json -timeout 20m -run Kernel $(UML)
 TEST_UML += || true; $(BIN)/uml go-test -json -run '^TestKernelSCTP$$/^legacy$$' ./e2e
 # What is the same in every mode, with the variant that the second kernel has, and what
 # is of IPVS mode alone.
-MODES    := 'TestKernel(HostPort(AfterServices|Moves|OfServices|OutsideOfServices|Stale|Addresses|LoopbackOutOfReach|NoBridgeNetfilter|sOfOthers)?|PodMasquerade(Tunnel|File)?|ManyExempt|PolicyWins|Restart|UDPFlowsFollow|ManifestNeverParsed|OthersRulesStay|ForeignChangesHeal|DropPolicies|NoBridgeNetfilter)$$/legacy|TestKernel(NodePortAddresses|Metrics|IPVS.*)$$|TestKernelHostPortMatrix$$/.*/legacy|TestKernelCoexistence$$/both/legacy'
+MODES    := 'TestKernel(HostPort(AfterServices|Moves|OfServices|OutsideOfServices|Stale|Addresses|LoopbackOutOfReach|NoBridgeNetfilter|sOfOthers)?|PodMasquerade(Tunnel|File)?|ManyExempt|PolicyWins|Restart|UDPFlowsFollow|ManifestNeverParsed|OthersRulesStay|ForeignChangesHeal|DropPolicies|NoBridgeNetfilter)$$/legacy|TestKernel(NodePortAddresses|Metrics|IPVS.*)$$|TestKernelKubeProxy$$/^ipvs|TestKernelHostPortMatrix$$/.*/legacy|TestKernelCoexistence$$/both/legacy'
 TEST_UML += || true; $(BIN)/uml go-test -json -timeout 20m -run $(MODES) ./e2e -args -proxy-mode=ipvs
 
 .PHONY: help
@@ -69,10 +69,12 @@ test: build image tools uml lint ## Run all tests
 	   $(TEST_UML) || true; } | $(BIN)/testreport $(STRICT)
 
 .PHONY: e2e-cluster
-e2e-cluster: image tools ## Run the DaemonSet in a cluster of two nodes (root)
+e2e-cluster: image tools uml ## Run the DaemonSet in a cluster of two nodes (root)
 	@e2e/install-deps.sh cluster
 	@$(MAKE) --no-print-directory -C e2e/tools cluster
 	go test -tags e2ecluster -count 1 -timeout 20m ./e2e/realcluster
+	go test -count 1 -run '^TestKernelKubeProxy$$/tables' ./e2e
+	$(BIN)/uml go-test -run '^TestKernelKubeProxy$$/ipvs' ./e2e
 
 .PHONY: test-uml
 test-uml: uml ## Run the tests that need a kernel with IPVS, in one (root)

@@ -57,11 +57,15 @@ func startProgram(ctx context.Context, t *testing.T, node *lab.Node, v lab.Varia
 		"--pod-masquerade", "off", "--state-file", "", // which is for their own tests
 		"--cni-conf-dir", "/nonexistent", // the machine's own is no business of the lab's
 	}, args...)
-	a := &agent{
-		t: t, node: node, cmd: node.Command(ctx, program, args...),
-		done: make(chan struct{}), grown: make(chan struct{}),
-	}
-	a.cmd.Env = append(a.cmd.Environ(), env...)
+	cmd := node.Command(ctx, program, args...)
+	cmd.Env = append(cmd.Environ(), env...)
+	return startProxy(t, node, cmd)
+}
+
+// startProxy starts a service proxy, the agent or another one.
+func startProxy(t *testing.T, node *lab.Node, cmd *exec.Cmd) *agent {
+	t.Helper()
+	a := &agent{t: t, node: node, cmd: cmd, done: make(chan struct{}), grown: make(chan struct{})}
 	out, err := a.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

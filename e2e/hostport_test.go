@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -559,4 +560,41 @@ func TestKernelHostPortFromAPIServer(t *testing.T) {
 	}
 	a.waitSynced(ctx, from)
 	check("the first one deleted by force", node.Pods[1].Label)
+}
+
+// TestKernelHostPortDelay: a host port works soon after the API server has the Pod's
+// address, which a CNI plugin would have programmed by then. The log says how soon.
+func TestKernelHostPortDelay(t *testing.T) {
+	ctx := testContext(t)
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
+		t.Skip(err)
+	}
+	l := newLab(t)
+	node := l.Nodes[0]
+	c, kubeconfig := startCluster(ctx, t, l)
+	client := c.Clientset()
+	create(ctx, t, client, nodeObject(node.Label))
+	startAgent(ctx, t, node, oneVariant(), "--kubeconfig", kubeconfig, "--cni-conf-dir", t.TempDir()).waitSynced(ctx, 0)
+	const pods = 20
+	var delays []time.Duration
+	for i := range pods {
+		port := int32(hostPort + i)
+		to := netip.AddrPortFrom(node.Addr(model.IPv4), uint16(port))
+		name := fmt.Sprintf("web-%d", i)
+		createPod(ctx, t, client, podObject(name, node.Pods[0], publish(port)))
+		known := time.Now() // the last request of createPod writes the status
+		p := lab.Probe{From: l.Client, Network: "tcp", To: to}
+		for r := p.Once(ctx); r.Outcome != lab.Answered; r = p.Once(ctx) {
+			if time.Since(known) > 5*time.Second {
+				t.Fatalf("5 s after the Pod has got its address: %s", r)
+			}
+		}
+		delays = append(delays, time.Since(known))
+		now := int64(0) // before another pod has its address
+		if err := client.CoreV1().Pods("default").Delete(ctx, name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(delays)
+	t.Logf("from the Pod's address in the API server to an answer at its host port: p50 %s, most %s", delays[pods/2], delays[pods-1])
 }

@@ -4,7 +4,11 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 
@@ -31,6 +35,23 @@ func (v Variant) Tool(f model.Family, suffix string) string {
 		name = "ip6tables-"
 	}
 	return name + string(v) + suffix
+}
+
+// Link fills a directory with links to the commands under the names that have no
+// variant: who takes the iptables that it finds takes this one.
+func (v Variant) Link(dir string) error {
+	var errs []error
+	for _, f := range model.Families() {
+		for _, suffix := range []string{"", "-save", "-restore"} {
+			tool, err := exec.LookPath(v.Tool(f, suffix))
+			if err != nil {
+				return fmt.Errorf("find command: %w", err)
+			}
+			plain := strings.Replace(filepath.Base(tool), "-"+string(v), "", 1)
+			errs = append(errs, os.Symlink(tool, filepath.Join(dir, plain)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Iptables runs one iptables command in the namespace, waiting for the lock.

@@ -9,14 +9,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"fairlead/e2e/lab"
-	"fairlead/proxier/model"
 )
 
 // subject is a proxy and a mode of it.
@@ -110,19 +108,7 @@ var _ subject = kubeProxy{}
 
 // newKubeProxy makes dir the directory of commands.
 func newKubeProxy(binary, dir string, v lab.Variant) (kubeProxy, error) {
-	for _, f := range model.Families() {
-		for _, suffix := range []string{"", "-save", "-restore"} {
-			tool, err := exec.LookPath(v.Tool(f, suffix))
-			if err != nil {
-				return kubeProxy{}, err
-			}
-			plain := strings.Replace(filepath.Base(tool), "-"+string(v), "", 1)
-			if err := os.Symlink(tool, filepath.Join(dir, plain)); err != nil {
-				return kubeProxy{}, err
-			}
-		}
-	}
-	return kubeProxy{binary: binary, variant: v, tools: dir}, nil
+	return kubeProxy{binary: binary, variant: v, tools: dir}, v.Link(dir)
 }
 
 func (s kubeProxy) name() string { return string(s.variant) }

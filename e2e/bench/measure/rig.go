@@ -268,7 +268,7 @@ func (r *Rig) toolsFor(v lab.Variant) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("make directory of commands: %w", err)
 	}
-	if err := subject.MakeTools(dir, v); err != nil {
+	if err := v.Link(dir); err != nil {
 		return "", err
 	}
 	r.tools[v] = dir

@@ -6,7 +6,6 @@ package subject
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,7 +13,6 @@ import (
 	"strings"
 
 	"fairlead/e2e/lab"
-	"fairlead/proxier/model"
 )
 
 // Subject is a program with flags.
@@ -41,7 +39,7 @@ type Node struct {
 	Kubeconfig  string
 	ClusterCIDR string
 	// Tools is a directory that has the variant's commands under their plain
-	// names; see MakeTools. It comes first in PATH.
+	// names; see lab.Variant.Link. It comes first in PATH.
 	Tools string
 	// Log receives what subjects print.
 	Log string
@@ -144,21 +142,4 @@ func (s Subject) command(ctx context.Context, n Node, o Options) *exec.Cmd {
 	cmd := n.Command(ctx, s.Binary, args...)
 	cmd.Env = append(os.Environ(), "PATH="+path)
 	return cmd
-}
-
-// MakeTools fills a directory with links to a variant's commands under the names
-// that have no variant: who takes the iptables that it finds takes this one.
-func MakeTools(dir string, v lab.Variant) error {
-	var errs []error
-	for _, f := range model.Families() {
-		for _, suffix := range []string{"", "-save", "-restore"} {
-			tool, err := exec.LookPath(v.Tool(f, suffix))
-			if err != nil {
-				return fmt.Errorf("find command: %w", err)
-			}
-			plain := strings.Replace(filepath.Base(tool), "-"+string(v), "", 1)
-			errs = append(errs, os.Symlink(tool, filepath.Join(dir, plain)))
-		}
-	}
-	return errors.Join(errs...)
 }
