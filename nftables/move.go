@@ -26,6 +26,9 @@ func (w *writing) split(deltas []delta) (after []entry) {
 					to = map[string]class{}
 				}
 				to[k.lane()+e.Key] = k
+				if old, ok := w.later[e.id()]; ok && old.Comment != e.Comment { // which adding it again would not change
+					dl.dels = append(slices.Clone(dl.dels), old)
+				}
 				delete(w.later, e.id())
 			}
 		}
