@@ -220,6 +220,9 @@ func save(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) string 
 		}
 		fmt.Fprintf(&b, "# %s\n%s", f, text)
 	}
+	if *proxyMode == "nftables" {
+		b.WriteString(tableText(ctx, t, n))
+	}
 	return b.String()
 }
 

@@ -156,8 +156,8 @@ func TestKernelHostPort(t *testing.T) {
 		from := len(a.log())
 		dir.remove("pod.yaml")
 		a.waitSynced(ctx, from)
-		if text := save(ctx, t, node, v); strings.Contains(text, "KUBE-HOSTPORTS") || strings.Contains(text, "KUBE-HP-") {
-			t.Errorf("after the pod has gone:\n%s", text)
+		if hasHostPorts(ctx, t, node, v) {
+			t.Errorf("after the pod has gone:\n%s", save(ctx, t, node, v))
 		}
 	})
 }
@@ -316,6 +316,9 @@ func TestKernelHostPortAfterServices(t *testing.T) {
 			}
 		}
 		check("the Service came later")
+		if *proxyMode == "nftables" { // where base chains have the order, not jumps
+			return
+		}
 		from = len(a.log())
 		for _, f := range families() {
 			for _, chain := range []string{"PREROUTING", "OUTPUT"} {

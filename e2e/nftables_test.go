@@ -305,28 +305,188 @@ func pingUnreachable(to netip.Addr) error {
 	}
 }
 
-// TestKernelNftablesAlone: the mode needs no iptables, and says what there is not without.
+// withoutIptables is an environment in which there is no iptables command.
+func withoutIptables(t *testing.T) string {
+	t.Helper()
+	bin := t.TempDir()
+	nsenter, err := exec.LookPath("nsenter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(nsenter, filepath.Join(bin, "nsenter")); err != nil {
+		t.Fatal(err)
+	}
+	return "PATH=" + bin
+}
+
+// TestKernelNftablesAlone: the mode needs no iptables for Services, for host ports and
+// for what pods send to the outside, and says what there is not without.
 func TestKernelNftablesAlone(t *testing.T) {
 	forNftables(t, func(ctx context.Context, t *testing.T, l *lab.Lab) {
 		node, server := l.Nodes[0], l.Nodes[0].Pods[0]
-		bin := t.TempDir() // a PATH without iptables
-		nsenter, err := exec.LookPath("nsenter")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(nsenter, filepath.Join(bin, "nsenter")); err != nil {
-			t.Fatal(err)
-		}
 		dir := newDirectory(t)
-		dir.write("web.yaml", web(l, server)...)
-		a := startAgentEnv(ctx, t, node, lab.NFT, []string{"PATH=" + bin}, "--proxy-mode", "nftables", "--manifests", dir.path)
+		dir.write("web.yaml", append(web(l, server), podObject("web", server, publish(hostPort)))...)
+		for _, f := range families() {
+			if _, err := l.Client.Echo(ctx, l.Client.Label, netip.AddrPortFrom(l.Client.Addr(f), outsidePort)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a := startAgentEnv(ctx, t, node, lab.NFT, []string{withoutIptables(t)}, "--proxy-mode", "nftables", "--manifests", dir.path,
+			"--pod-masquerade", "auto", "--host-ports-localhost")
 		a.waitSynced(ctx, 0)
 		a.waitLog(ctx, 0, 2, "Without iptables")
 		forFlows(t, func(t *testing.T, f model.Family, network string) {
 			if r := webProbe(node.Pods[1], f, network).Once(ctx); r.Server != server.Label {
 				t.Errorf("%s, want an answer of %s", r, server.Label)
 			}
+			outside := lab.Probe{From: node.Pods[1], Network: network, To: netip.AddrPortFrom(l.Client.Addr(f), outsidePort)}
+			checkSource(ctx, t, "pod to the outside", outside, node.Addr(f))
 		})
+		checkHostPort(ctx, t, l, server, func(f model.Family) netip.Addr { return node.Pods[1].Addr(f) })
+		if r := ask(node.NS, "tcp", loopback4).Once(ctx); r.Server != server.Label {
+			t.Errorf("at %s: %s, want an answer of %s", loopback4, r, server.Label)
+		}
 		a.stop()
 	})
+}
+
+// TestKernelNftablesInitAlone: without iptables, too, the rule that keeps neighbours from
+// 127.0.0.1 is there before the kernel routes packets for it; the agent takes it over.
+func TestKernelNftablesInitAlone(t *testing.T) {
+	forNftables(t, func(ctx context.Context, t *testing.T, l *lab.Lab) {
+		node, dir, env := l.Nodes[0], newDirectory(t), withoutIptables(t)
+		dir.write("web.yaml", append(web(l, node.Pods[0]), podObject("web", node.Pods[0], publish(hostPort)))...)
+		init := node.Command(ctx, binary, "--init-only", "--proxy-mode", "nftables", "--host-ports-localhost", "--conntrack-max-per-core", "0")
+		init.Env = append(init.Environ(), env)
+		if out, err := init.CombinedOutput(); err != nil {
+			t.Fatalf("--init-only: %v: %s", err, out)
+		}
+		if got := routeLocalnet(t, node); got != "1" {
+			t.Errorf("route_localnet is %s, want 1", got)
+		}
+		if _, err := node.Echo(ctx, "private", netip.MustParseAddrPort("127.0.0.1:4000")); err != nil {
+			t.Fatal(err)
+		}
+		sendLoopbackTo(ctx, t, l.Client, node)
+		check := func(when string) {
+			t.Helper()
+			p := lab.Probe{From: l.Client, Network: "tcp", Source: l.Client.Addr(model.IPv4), To: netip.MustParseAddrPort("127.0.0.1:4000")}
+			if r := p.Once(ctx); r.Outcome != lab.TimedOut {
+				t.Errorf("%s: %s: %s, want no answer", when, p, r)
+			}
+		}
+		check("after --init-only")
+		a := startAgentEnv(ctx, t, node, lab.NFT, []string{env}, "--proxy-mode", "nftables", "--manifests", dir.path, "--host-ports-localhost")
+		a.waitSynced(ctx, 0)
+		check("with the agent")
+		if r := ask(node.NS, "tcp", loopback4).Once(ctx); r.Server != node.Pods[0].Label {
+			t.Errorf("at %s: %s, want an answer of %s", loopback4, r, node.Pods[0].Label)
+		}
+		a.stop()
+	})
+}
+
+// TestKernelModeSwitchBeside: host ports and pods to the outside, too, go over from
+// iptables to nftables mode and back without a request that fails, and leave nothing.
+func TestKernelModeSwitchBeside(t *testing.T) {
+	for _, v := range []lab.Variant{lab.NFT, lab.Legacy} {
+		t.Run(string(v), func(t *testing.T) {
+			forNftables(t, func(ctx context.Context, t *testing.T, l *lab.Lab) {
+				if err := lab.VariantSupported(ctx, v); err != nil {
+					t.Skip(err)
+				}
+				node, pod := l.Nodes[0], l.Nodes[0].Pods[0]
+				dir := newDirectory(t)
+				dir.write("pod.yaml", podObject("web", pod, publish(hostPort)))
+				for _, f := range families() {
+					if _, err := l.Client.Echo(ctx, l.Client.Label, netip.AddrPortFrom(l.Client.Addr(f), outsidePort)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				var probes []lab.Probe
+				for _, f := range families() {
+					probes = append(probes, ask(l.Client, "tcp", node.Addr(f)), ask(node.NS, "tcp", node.Addr(f)), ask(pod, "tcp", node.Addr(f)),
+						lab.Probe{From: node.Pods[1], Network: "tcp", To: netip.AddrPortFrom(l.Client.Addr(f), outsidePort)})
+				}
+				var asked *asking
+				for i, mode := range []string{"iptables", "nftables", "iptables", "nftables"} {
+					from := 0
+					a := startAgent(ctx, t, node, v, "--proxy-mode", mode, "--manifests", dir.path, "--pod-masquerade", "on", "--host-ports", "on")
+					a.waitSynced(ctx, from)
+					if i == 0 {
+						asked = askOn(ctx, probes)
+						defer asked.stop()
+					}
+					asked.round()
+					if mode == "iptables" && i > 0 {
+						a.waitLog(ctx, 0, len(families()), "Removed the table of nftables mode")
+					}
+					rules := save(ctx, t, node, v)
+					for _, chain := range []string{"KUBE-HOSTPORTS", "KUBE-POD-MASQ", "KUBE-POD-EGRESS"} {
+						if got, want := strings.Contains(rules, chain), mode == "iptables"; got != want {
+							t.Errorf("%s mode: there is %s: %t, want %t:\n%s", mode, chain, got, want, rules)
+						}
+					}
+					for _, set := range []string{"host-ports", "masqueraded-pods"} {
+						if got, want := inTable(ctx, t, node, set), mode == "nftables"; got != want {
+							t.Errorf("%s mode: there is something in %s: %t, want %t", mode, set, got, want)
+						}
+					}
+					a.stop()
+				}
+				if made, failed := asked.stop(); len(failed) > 0 || made < 100 {
+					t.Errorf("of %d requests %d failed: %q", made, len(failed), failed[:min(len(failed), 3)])
+				}
+			})
+		})
+	}
+}
+
+// asking asks the same again and again.
+type asking struct {
+	cancel context.CancelFunc
+	wait   func()
+	rounds chan struct{}
+	made   int
+	failed []string
+}
+
+// askOn asks until it is stopped.
+func askOn(ctx context.Context, probes []lab.Probe) *asking {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	a := &asking{cancel: cancel, wait: func() { <-done }, rounds: make(chan struct{})}
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			for _, p := range probes {
+				r := p.Once(ctx)
+				if ctx.Err() != nil {
+					return
+				}
+				if a.made++; r.Outcome != lab.Answered {
+					a.failed = append(a.failed, p.String()+": "+r.String())
+				}
+			}
+			select {
+			case a.rounds <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return a
+}
+
+// round waits until all has been asked twice, once of it from the beginning.
+func (a *asking) round() {
+	for range 2 {
+		<-a.rounds
+	}
+}
+
+// stop ends it, and returns how many requests there were and which failed.
+func (a *asking) stop() (made int, failed []string) {
+	a.cancel()
+	a.wait()
+	return a.made, a.failed
 }

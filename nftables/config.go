@@ -36,6 +36,11 @@ type Config struct {
 	KeepInvalid bool
 	// LocalhostNodePorts lets node ports answer on 127.0.0.1.
 	LocalhostNodePorts bool
+	// LocalhostHostPorts lets host ports answer on 127.0.0.1.
+	LocalhostHostPorts bool
+	// KeepSourcePorts has pods come to the outside from their own source ports, as far as
+	// these are free, rather than from random ones.
+	KeepSourcePorts bool
 	// ServiceCIDRs are what cluster IPs are given out of, besides those that
 	// Desired.ServiceCIDRs has. What is sent to the rest of them is refused.
 	ServiceCIDRs []netip.Prefix

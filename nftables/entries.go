@@ -3,6 +3,7 @@
 package nftables
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -16,6 +17,15 @@ type place struct {
 	addr  netip.Addr
 	proto uint8
 	port  uint16
+}
+
+// String returns something like "192.0.2.1 80/tcp", or "80/tcp".
+func (p place) String() string {
+	out := fmt.Sprintf("%d/%s", p.port, table.ProtocolName(p.proto))
+	if p.addr.IsValid() {
+		return p.addr.String() + " " + out
+	}
+	return out
 }
 
 func (p place) front() front {
@@ -75,7 +85,7 @@ type entry struct {
 // shared tells whether several ports may want the same element.
 func (e entry) shared() bool {
 	switch e.of {
-	case clusterIPs, externalIPs, hairpin, ownEndpoints:
+	case clusterIPs, externalIPs, hairpin, ownEndpoints, hostPortsMasq:
 		return true
 	}
 	return false
@@ -326,40 +336,9 @@ func (w *portWriter) loops() {
 	}
 }
 
-// disjoint leaves out prefixes that are inside of others: ranges in a set must not
-// overlap.
-func disjoint(list []netip.Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range list {
-		out = append(out, p.Masked())
-	}
-	slices.SortFunc(out, func(a, b netip.Prefix) int {
-		if c := a.Addr().Compare(b.Addr()); c != 0 {
-			return c
-		}
-		return a.Bits() - b.Bits()
-	})
-	kept := out[:0]
-	for _, p := range out {
-		if len(kept) == 0 || !kept[len(kept)-1].Overlaps(p) {
-			kept = append(kept, p)
-		}
-	}
-	return kept
-}
-
 // ofNode renders what the node itself is in.
 func (r renderer) ofNode() []entry {
-	var out []entry
-	ranges := func(set string, list []netip.Prefix) {
-		for _, p := range disjoint(list) {
-			out = append(out, entry{set, table.Element{
-				Key: string(table.Key(nil).Addr(p.Addr())), End: table.LastOf(p),
-			}})
-		}
-	}
-	ranges(podCIDRs, r.node.podCIDRs)
-	ranges(serviceCIDRs, r.node.serviceCIDRs)
+	out := append(ranges(podCIDRs, r.node.podCIDRs), ranges(serviceCIDRs, r.node.serviceCIDRs)...)
 	if !r.node.nodePorts.All {
 		for _, a := range r.node.nodePorts.Addrs {
 			out = append(out, entry{nodePortIPs, table.Element{Key: string(table.Key(nil).Addr(a))}})

@@ -26,6 +26,48 @@ type golden struct {
 	config func(*Config)
 	node   func(*proxier.NodeState)
 	ports  []*model.ServicePort // of IPv4
+	// hostPorts and pods are what there is besides Services, of IPv4.
+	hostPorts []HostPort
+	pods      *PodMasquerade
+}
+
+// tell tells a mode what there is besides Services.
+func (g golden) tell(m *Mode, f model.Family) {
+	prefixes := func(list []netip.Prefix) (out []netip.Prefix) {
+		for _, p := range list {
+			if f == model.IPv6 {
+				p = netip.PrefixFrom(six(p.Addr()), 96+p.Bits()).Masked()
+			}
+			out = append(out, p)
+		}
+		return out
+	}
+	for _, h := range g.hostPorts {
+		if f == model.IPv6 {
+			h.To = netip.AddrPortFrom(six(h.To.Addr()), h.To.Port())
+			h.Except = nil
+			if h.HostIP.IsValid() {
+				h.HostIP = six(h.HostIP)
+			}
+		}
+		h.Masqueraded = prefixes(h.Masqueraded)
+		m.SetHostPorts(nil, []HostPort{h})
+	}
+	if g.pods != nil {
+		m.SetPodMasquerade(PodMasquerade{prefixes(g.pods.Pods), prefixes(g.pods.Exempt)})
+	}
+}
+
+// six is an address of IPv4 as one of IPv6.
+func six(a netip.Addr) netip.Addr {
+	b := a.As4()
+	switch {
+	case b[0] == 10 && b[1] == 244:
+		return netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x10, 4: 0x02, 5: 0x44, 7: b[2], 15: b[3]})
+	case b[0] == 10:
+		return netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x10, 5: b[1], 15: b[3]})
+	}
+	return netip.AddrFrom16([16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8, 5: b[0], 7: b[2], 15: b[3]})
 }
 
 func (g golden) file(f model.Family) string {
@@ -54,16 +96,6 @@ func inFamily(p *model.ServicePort, f model.Family) *model.ServicePort {
 		return p
 	}
 	out := *p
-	six := func(a netip.Addr) netip.Addr {
-		b := a.As4()
-		switch {
-		case b[0] == 10 && b[1] == 244:
-			return netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x10, 4: 0x02, 5: 0x44, 7: b[2], 15: b[3]})
-		case b[0] == 10:
-			return netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x10, 5: b[1], 15: b[3]})
-		}
-		return netip.AddrFrom16([16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8, 5: b[0], 7: b[2], 15: b[3]})
-	}
 	out.ClusterIP = six(p.ClusterIP)
 	out.ExternalIPs, out.LoadBalancerIPs, out.SourceRanges, out.Endpoints, out.LocalEndpoints = nil, nil, nil, nil, nil
 	for _, a := range p.ExternalIPs {
@@ -128,6 +160,29 @@ func goldens() []golden {
 			ports: []*model.ServicePort{with(web, external, externalLocal)}},
 		{name: "node-port-addresses", node: func(n *proxier.NodeState) { n.NodePorts = proxier.NodePorts{Addrs: n.Addrs[1:]} },
 			ports: []*model.ServicePort{with(web, external)}},
+		{name: "host-ports", config: func(c *Config) { c.LocalhostHostPorts = true }, hostPorts: hostPortsOfPods(), pods: &PodMasquerade{}},
+		{name: "pod-masquerade", config: func(c *Config) { c.KeepSourcePorts = true }, pods: &PodMasquerade{
+			Pods:   []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")},
+			Exempt: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("240.0.0.0/4")},
+		}},
+	}
+}
+
+// hostPortsOfPods are those of two pods, one of them on one address.
+func hostPortsOfPods() []HostPort {
+	pod, other := netip.MustParseAddr("10.244.0.5"), netip.MustParseAddr("10.244.0.6")
+	itself := func(a netip.Addr, more ...string) []netip.Prefix {
+		out := []netip.Prefix{netip.PrefixFrom(a, 32)}
+		for _, p := range more {
+			out = append(out, netip.MustParsePrefix(p))
+		}
+		return out
+	}
+	return []HostPort{
+		{Protocol: model.TCP, Port: 8080, To: netip.AddrPortFrom(pod, 80), Comment: "shop/web", Masqueraded: itself(pod, "127.0.0.0/8"),
+			Except: []netip.Addr{netip.MustParseAddr("192.0.2.11")}},
+		{Protocol: model.UDP, Port: 53, To: netip.AddrPortFrom(other, 5353), Comment: "shop/dns", Masqueraded: itself(other)},
+		{HostIP: netip.MustParseAddr("192.0.2.11"), Protocol: model.TCP, Port: 9090, To: netip.AddrPortFrom(pod, 80), Comment: "shop/web", Masqueraded: itself(pod)},
 	}
 }
 
@@ -140,6 +195,7 @@ func TestGolden(t *testing.T) {
 				k := &fake.Kernel{}
 				a := newAgent(t, cfg, k)
 				a.where = node
+				g.tell(a.Mode, f)
 				a.sync(ports...)
 				table := k.Table()
 				table.Sets, table.Chains = a.drawn.table.Sets, a.drawn.table.Chains // in the order of people

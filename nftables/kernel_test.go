@@ -115,6 +115,7 @@ func TestKernelGolden(t *testing.T) {
 				inNamespace(t, func() {
 					cfg, node, ports := g.at(f)
 					m, _ := onKernel(t, cfg, nil)
+					g.tell(m, f)
 					s, names := snapshot(ports...)
 					d := proxier.Desired{Snapshot: s, Changed: names, Node: node, Prune: true}
 					mustSync(t, m, d)
@@ -130,12 +131,12 @@ func TestKernelGolden(t *testing.T) {
 						t.Errorf("what nft has read back it lists otherwise:\n%s", cmp.Diff(sorted(listed), sorted(again)))
 					}
 					// What nft has written has no IDs, but all elements are as they were.
-					fresh, k := onKernel(t, cfg, nil)
+					fresh, _ := onKernel(t, cfg, nil)
+					g.tell(fresh, f)
 					mustSync(t, fresh, d)
 					if got := nft(t, "", "list", "table", cfg.table().String(), TableName); sorted(got) != sorted(listed) {
 						t.Errorf("after a repair:\n%s", cmp.Diff(sorted(listed), sorted(got)))
 					}
-					_ = k
 				})
 			})
 		}
@@ -153,8 +154,10 @@ func TestKernelRestart(t *testing.T) {
 					s, names := snapshot(ports...)
 					d := proxier.Desired{Snapshot: s, Changed: names, Node: node, Prune: true, Verify: true}
 					m, _ := onKernel(t, cfg, nil)
+					g.tell(m, f)
 					mustSync(t, m, d)
 					again, _ := onKernel(t, cfg, nil)
+					g.tell(again, f)
 					if r := mustSync(t, again, d); r.Written > 0 || len(r.Repaired) > 0 {
 						t.Errorf("a restart wrote %d, repaired %v", r.Written, r.Repaired)
 					}

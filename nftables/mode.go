@@ -74,12 +74,16 @@ type Mode struct {
 	// later are destinations in classes that they have left.
 	later  map[id]entry
 	ofNode []entry
+	annex  annex
+	units  map[unit][]entry
 	// forget is set while clients may be remembered to have been where they must not
 	// go any more.
 	forget bool
 	// refused has the ports that the kernel does not take, and why.
 	refused map[model.ServicePortName]refusal
-	adopted []netip.AddrPort
+	// refusedUnits has the like of what there is besides Services.
+	refusedUnits map[unit]error
+	adopted      []netip.AddrPort
 }
 
 // portState is what there is of a port.
@@ -102,7 +106,10 @@ var _ proxier.Mode = (*Mode)(nil)
 
 // New returns a Mode. The watcher may be nil.
 func New(cfg Config, k Kernel, w Watcher) *Mode {
-	m := &Mode{render: renderer{Config: cfg}, kernel: k, watcher: w, refused: map[model.ServicePortName]refusal{}}
+	m := &Mode{
+		render: renderer{Config: cfg}, kernel: k, watcher: w, refused: map[model.ServicePortName]refusal{}, refusedUnits: map[unit]error{},
+		annex: annex{wanted: map[unit][]entry{}, touched: map[unit]bool{}},
+	}
 	m.render.node = nodeView{podCIDRs: cfg.PodCIDRs, serviceCIDRs: cfg.ServiceCIDRs}
 	m.reset()
 	return m
@@ -111,7 +118,7 @@ func New(cfg Config, k Kernel, w Watcher) *Mode {
 // reset forgets what the kernel has.
 func (m *Mode) reset() {
 	m.ledger, m.use, m.shared, m.later = ledger{}, newUsage(), map[id]int{}, map[id]entry{}
-	m.ports, m.ofNode = map[model.ServicePortName]*portState{}, nil
+	m.ports, m.ofNode, m.units = map[model.ServicePortName]*portState{}, nil, map[unit][]entry{}
 	m.known, m.drawn = false, nil
 }
 
@@ -168,6 +175,9 @@ func (m *Mode) finish(out proxier.Report, d proxier.Desired, err error) (proxier
 	out.Unsettled = m.use.unused() + len(m.later)
 	for _, name := range slices.SortedFunc(maps.Keys(m.refused), model.ServicePortName.Compare) {
 		out.Refused = append(out.Refused, fmt.Sprintf("%s: %v", name, m.refused[name].err))
+	}
+	for _, u := range slices.SortedFunc(maps.Keys(m.refusedUnits), unit.compare) {
+		out.Refused = append(out.Refused, fmt.Sprintf("%s: %v", u, m.refusedUnits[u]))
 	}
 	return out, err
 }

@@ -17,8 +17,6 @@ import (
 	"fairlead/proxier/model"
 )
 
-func slicesSort(s []string) { slices.Sort(s) }
-
 func TestSyncAgain(t *testing.T) {
 	k := &fake.Kernel{}
 	a := newAgent(t, config(model.IPv4), k)

@@ -29,6 +29,7 @@ func (w *writing) reconcile() error {
 	}
 	*w = writing{Mode: w.Mode, d: w.d, next: w.next, report: w.report}
 	had := w.ports
+	w.hadUnits = w.units
 	w.reset()
 	w.withheld = false
 	actual := found{}
@@ -152,7 +153,7 @@ func (w *writing) readElements(state *table.State, had map[model.ServicePortName
 		}
 	}
 	for _, m := range maps {
-		if w.deep || total <= maxListed {
+		if w.deep || total <= maxListed || m.Name == hostPorts || m.Name == hostPortsOnAddress {
 			if err := w.list(m, out); err != nil {
 				return nil, err
 			}
@@ -247,7 +248,10 @@ func (w *writing) adopt(actual found) {
 	seen := map[place]bool{}
 	for k := range actual {
 		c, ok := classNamed(k.set)
-		if !ok {
+		switch {
+		case k.set == hostPorts:
+			c.front = byNodePort
+		case !ok && k.set != hostPortsOnAddress:
 			continue
 		}
 		if pl, ok := placeOf(k.key, c.front, w.next.table()); ok && pl.proto == 17 && !seen[pl] {
@@ -266,11 +270,19 @@ func (w *writing) compareAll(actual found, had map[model.ServicePortName]*portSt
 		w.ledger.replace(p.Name, nil, p, func(model.ServicePortName) {})
 	}
 	return func(yield func(delta) bool) {
+		order, units := w.allUnits(actual)
 		first := w.nodeDelta(nil)
 		w.except(&first, actual)
-		first.dels = append(first.dels, w.overlapping(actual, ports)...)
+		first.dels = append(first.dels, w.overlapping(actual, ports, units)...)
 		if !yield(first) {
 			return
+		}
+		for _, u := range order {
+			dl := delta{unit: u, entries: units[u]}
+			_, dl.add = w.compare(nil, units[u])
+			if w.except(&dl, actual); !yield(dl) {
+				return
+			}
 		}
 		for _, p := range ports {
 			slots := w.slotsIn(actual, p)
@@ -310,35 +322,6 @@ func (w *writing) allPorts(had map[model.ServicePortName]*portState) []*model.Se
 	}
 	slices.SortFunc(ports, func(a, b *model.ServicePort) int { return a.Name.Compare(b.Name) })
 	return ports
-}
-
-// overlapping takes those ranges out of actual that are not wanted, which go first: they
-// must not overlap with those that come.
-func (w *writing) overlapping(actual found, ports []*model.ServicePort) []entry {
-	wanted := map[id]bool{}
-	for _, p := range ports {
-		if !p.Restricted {
-			continue
-		}
-		ranges := &portWriter{renderer: w.next, ServicePort: p}
-		for _, pl := range places(p) {
-			if slices.Contains(p.LoadBalancerIPs, pl.addr) && w.ledger.has(pl, p.Name) {
-				ranges.admit(pl)
-			}
-		}
-		for _, e := range ranges.out {
-			wanted[e.id()] = e.End != ""
-		}
-	}
-	var out []entry
-	for _, k := range slices.SortedFunc(maps.Keys(actual), id.compare) {
-		if k.end != "" && !wanted[k] {
-			out = append(out, entry{of: k.set, Element: actual[k]})
-			delete(actual, k)
-			w.note(k.set)
-		}
-	}
-	return out
 }
 
 // except leaves out what there is already, and removes what is in the way.

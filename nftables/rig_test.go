@@ -5,6 +5,7 @@ package nftables
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -134,7 +135,7 @@ func same(t *table.Table) *table.Table {
 	out.Elements = map[string][]table.Element{}
 	for name, es := range t.Elements {
 		for _, s := range t.Sets {
-			if s.Name != name || len(s.Data) == 0 || s.Dynamic {
+			if s.Name != name || !slices.Contains(s.Key, table.Integer) || s.Dynamic {
 				continue
 			}
 			byDest := map[string][]string{}
@@ -144,7 +145,7 @@ func same(t *table.Table) *table.Table {
 			}
 			var sorted []table.Element
 			for dest, data := range byDest {
-				slicesSort(data)
+				slices.Sort(data)
 				for i, d := range data {
 					sorted = append(sorted, table.Element{Key: dest + string(table.Key(nil).Integer(uint32(i))), Data: d})
 				}

@@ -97,7 +97,7 @@ func (c Config) fixedSets() []*table.Set {
 			out = append(out, leads(set(endpointsName(f, p), endpointsComment(p), c.destination(f, table.Integer)...)))
 		}
 	}
-	return out
+	return append(out, c.annexSets()...)
 }
 
 func affinityName(f front) string { return [...]string{affinity, affinityNP}[f] }

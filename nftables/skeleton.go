@@ -19,11 +19,20 @@ const tries = 8
 // hashSeed is the same on all nodes, so that they choose alike.
 const hashSeed = 0x6d61676c
 
+// tableComment says whose the table is.
+const tableComment = "Services of Kubernetes, by Fairlead"
+
+// early is the chain that packets come to first, and earlyPriority its priority.
+const (
+	early         = "filter-prerouting"
+	earlyPriority = -110
+)
+
 // skeleton is the table without elements: sets and chains, which hang on what is in use,
 // not on how many use it. It is pure.
 func (c Config) skeleton(node nodeView, use usage) *table.Table {
 	s := &sketch{Config: c, f: c.table(), node: node, sets: map[string]*table.Set{}}
-	s.table = &table.Table{Family: s.f, Name: TableName, Comment: "Services of Kubernetes, by Fairlead"}
+	s.table = &table.Table{Family: s.f, Name: TableName, Comment: tableComment}
 	for _, set := range c.fixedSets() {
 		s.add(set)
 	}
@@ -41,6 +50,7 @@ func (c Config) skeleton(node nodeView, use usage) *table.Table {
 	s.translation()
 	s.filter()
 	s.sources()
+	s.annexChains()
 	return s.table
 }
 
@@ -224,12 +234,12 @@ func (s *sketch) notFromPods(b table.Builder) []table.Builder {
 func (s *sketch) filter() {
 	unadmitted := s.rule().New().In(s.sets[restricted], s.to(byAddress)...).
 		NotIn(s.sets[sourceRanges], s.to(byAddress, s.saddr())...).Drop()
-	early := []table.Rule{}
+	first := []table.Rule{}
 	if s.f == table.IPv4 {
-		early = append(early, s.rule().NotFrom("lo").Loopback().Drop().Because("neighbours have no business with 127.0.0.1"))
+		first = append(first, loopbackGuard(s.f))
 	}
 	// Before anything is translated.
-	s.base("filter-prerouting", "filter", "prerouting", -110, append(early, unadmitted)...)
+	s.base(early, "filter", "prerouting", earlyPriority, append(first, unadmitted)...)
 	s.base("filter-output-first", "filter", "output", -110, unadmitted)
 
 	vip, np := s.to(byAddress), s.to(byNodePort)
@@ -303,6 +313,6 @@ func (s *sketch) sources() {
 		own = append(own, pods.Return())
 	}
 	s.chain("source-nat-local", append(own, s.rule().FromNode().Masquerade())...)
-	s.chain("source-nat", rules...)
+	s.chain("source-nat", append(rules, s.hostPortSource())...)
 	s.base("nat-postrouting", "nat", "postrouting", 95, s.rule().Translated().Jump("source-nat"))
 }

@@ -57,6 +57,9 @@ type walk struct {
 	kernel *fake.Kernel
 	agent  *agent
 	snap   *model.Snapshot
+	// ports and pods are what there is besides Services, all nil at first.
+	ports map[place]HostPort
+	pods  *PodMasquerade
 	// changed are the names that no Sync that succeeded has carried.
 	changed       map[model.ServicePortName]bool
 	faulty        bool
@@ -64,7 +67,7 @@ type walk struct {
 }
 
 func newWalk(t *testing.T, seed uint64) *walk {
-	w := &walk{t: t, rng: rand.New(rand.NewPCG(seed, 0)), snap: model.NewSnapshot(), changed: map[model.ServicePortName]bool{}, faulty: true}
+	w := &walk{t: t, rng: rand.New(rand.NewPCG(seed, 0)), snap: model.NewSnapshot(), changed: map[model.ServicePortName]bool{}, faulty: true, ports: map[place]HostPort{}}
 	w.cfg = config(model.Families()[seed%2])
 	w.cfg.MasqueradeNeighbours = seed%4 < 2
 	if seed%3 == 0 {
@@ -84,6 +87,9 @@ func newWalk(t *testing.T, seed uint64) *walk {
 func (w *walk) next() {
 	for range w.rng.IntN(4) {
 		w.change()
+	}
+	if w.rng.IntN(4) == 0 {
+		w.changeAnnex()
 	}
 	if w.rng.IntN(15) == 0 {
 		w.restart()
@@ -165,6 +171,7 @@ func (w *walk) settle() {
 	fresh := &fake.Kernel{}
 	full := newAgent(w.t, w.cfg, fresh)
 	full.where = w.agent.where
+	w.tell(full)
 	var ports []*model.ServicePort
 	for p := range w.snap.All() {
 		ports = append(ports, p)
@@ -180,10 +187,60 @@ func (w *walk) restart() {
 	where := w.agent.where
 	w.agent = newAgent(w.t, w.cfg, w.kernel)
 	w.agent.where = where
+	w.tell(w.agent)
 	clear(w.changed)
 	for p := range w.snap.All() {
 		w.changed[p.Name] = true
 	}
+}
+
+// tell tells an agent all that there is besides Services.
+func (w *walk) tell(a *agent) {
+	for _, h := range w.ports {
+		a.SetHostPorts(nil, []HostPort{h})
+	}
+	if w.pods != nil {
+		a.SetPodMasquerade(*w.pods)
+	}
+}
+
+// changeAnnex changes what there is besides Services: a host port, or who is masqueraded.
+func (w *walk) changeAnnex() {
+	if w.rng.IntN(3) == 0 {
+		w.pods = &PodMasquerade{}
+		if w.rng.IntN(3) > 0 {
+			pods := w.addr(244, 0)
+			w.pods.Pods = []netip.Prefix{netip.PrefixFrom(pods, pods.BitLen()-8*w.rng.IntN(3)).Masked()}
+			for i := range w.rng.IntN(4) {
+				exempt := w.addr(50+i, 0)
+				w.pods.Exempt = append(w.pods.Exempt, netip.PrefixFrom(exempt, exempt.BitLen()-4*w.rng.IntN(4)).Masked())
+			}
+		}
+		w.agent.SetPodMasquerade(*w.pods)
+		return
+	}
+	pod := w.addr(244, w.rng.IntN(3))
+	h := HostPort{
+		Protocol: model.Protocol([]model.Protocol{model.TCP, model.UDP}[w.rng.IntN(2)]), Port: uint16(8000 + w.rng.IntN(3)),
+		To: netip.AddrPortFrom(pod, uint16(80+w.rng.IntN(2))), Comment: "shop/" + fmt.Sprint(w.rng.IntN(3)),
+		Masqueraded: []netip.Prefix{netip.PrefixFrom(pod, pod.BitLen())},
+	}
+	if w.rng.IntN(3) == 0 {
+		h.HostIP = w.agent.where.Addrs[0]
+	} else if w.rng.IntN(3) == 0 {
+		h.Except = w.agent.where.Addrs[:1]
+	}
+	if w.cfg.MasqueradeNeighbours {
+		h.Masqueraded[0] = netip.PrefixFrom(pod, pod.BitLen()-8).Masked()
+	}
+	at := h.at()
+	if old, ok := w.ports[at]; ok && w.rng.IntN(2) == 0 {
+		delete(w.ports, at)
+		w.agent.SetHostPorts([]HostPort{old}, nil)
+		return
+	}
+	w.ports[at] = h
+	w.agent.SetHostPorts(nil, []HostPort{h})
 }
 
 // disturb changes the table as others may.

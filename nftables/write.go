@@ -26,6 +26,8 @@ type writing struct {
 	d      proxier.Desired
 	next   renderer
 	report *proxier.Report
+	// hadUnits is what there was besides Services before the table was read.
+	hadUnits map[unit][]entry
 	// before are steps that come first, in the transaction of the first elements.
 	before []table.Step
 	// baseless is set while base chains are still to be made.
@@ -34,13 +36,19 @@ type writing struct {
 	atOnce bool
 }
 
-// delta is what changes for one port.
+// delta is what changes for one port, or for one unit of what there is besides Services.
 type delta struct {
 	name      model.ServicePortName
+	unit      unit
 	dels, add []entry
-	// state is what there will be of the port, nil where it is gone.
-	state *portState
+	// state is what there will be of the port, nil where it is gone, and entries of the
+	// unit.
+	state   *portState
+	entries []entry
 }
+
+// whole tells whether a delta is that of something which may be refused by itself.
+func (d delta) whole() bool { return d.name != (model.ServicePortName{}) || d.unit != (unit{}) }
 
 // change writes what has changed since the last Sync.
 func (w *writing) change() error {
@@ -65,9 +73,19 @@ func (w *writing) change() error {
 	for name := range moved {
 		names[name] = true
 	}
+	if w.d.Verify {
+		for u := range w.refusedUnits {
+			w.annex.touched[u] = true
+		}
+	}
 	return w.write(func(yield func(delta) bool) {
 		if !yield(w.nodeDelta(w.ofNode)) {
 			return
+		}
+		for _, dl := range w.unitDeltas() {
+			if !yield(dl) {
+				return
+			}
 		}
 		for _, name := range slices.SortedFunc(maps.Keys(names), model.ServicePortName.Compare) {
 			if names[name] && !yield(w.delta(name)) {
@@ -289,7 +307,7 @@ func (w *writing) chunk(deltas []delta, sets map[string]*table.Set, last []table
 		}
 		w.before, last = nil, nil
 	}
-	if len(deltas) == 1 && deltas[0].name != (model.ServicePortName{}) {
+	if len(deltas) == 1 && deltas[0].whole() {
 		w.refuse(deltas[0], err)
 		return nil
 	}
@@ -309,8 +327,12 @@ func refusing(err error) bool {
 // refuse notes that the kernel does not take a port. What there was of it stays, and is
 // found when the table is read the next time.
 func (w *writing) refuse(dl delta, err error) {
-	port := w.d.Snapshot.Get(dl.name)
-	w.refused[dl.name] = refusal{port, err}
+	if dl.unit != (unit{}) {
+		w.refusedUnits[dl.unit] = err
+		delete(w.annex.touched, dl.unit)
+	} else {
+		w.refused[dl.name] = refusal{w.d.Snapshot.Get(dl.name), err}
+	}
 	w.use.count(dl.add, -1)
 	w.use.count(dl.dels, +1)
 	w.deep = true
@@ -324,6 +346,14 @@ func (w *writing) written(deltas []delta, n int) {
 			if e.of == affinityTargets || e.of == affinityTargetsNP {
 				w.forget = true
 			}
+		}
+		if dl.unit != (unit{}) {
+			delete(w.refusedUnits, dl.unit)
+			delete(w.annex.touched, dl.unit)
+			if w.units[dl.unit] = dl.entries; len(dl.entries) == 0 {
+				delete(w.units, dl.unit)
+			}
+			continue
 		}
 		if dl.name == (model.ServicePortName{}) {
 			continue

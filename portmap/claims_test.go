@@ -264,7 +264,7 @@ func TestHostIPFollowsTheNode(t *testing.T) {
 	if c = p.Update(Objects{}, testNode()); len(c.Gone) != 1 || len(c.Refused) != 1 || len(p.all()) != 0 {
 		t.Errorf("without it: %+v", c)
 	}
-	if c = p.Update(Objects{}, testNode()); len(c.Chains)+len(c.Gone)+len(c.Fresh)+len(c.Refused) > 0 {
+	if c = p.Update(Objects{}, testNode()); len(c.Written)+len(c.Gone)+len(c.Fresh)+len(c.Refused) > 0 {
 		t.Errorf("nothing new: %+v", c)
 	}
 }
@@ -350,7 +350,7 @@ func TestServicesFirst(t *testing.T) {
 			if diff := cmp.Diff(tt.want, text(p)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			if c := p.Update(Objects{Services: svcs}, tt.node); len(c.Chains)+len(c.Gone)+len(c.Fresh)+len(c.Refused) > 0 {
+			if c := p.Update(Objects{Services: svcs}, tt.node); len(c.Written)+len(c.Gone)+len(c.Fresh)+len(c.Refused) > 0 {
 				t.Errorf("the same again: %+v", c)
 			}
 			for name := range svcs {

@@ -63,7 +63,7 @@ func newKernelRig(h *kerneltest.Host, s kerneltest.Setup, cfg Config) *kernelRig
 func (r *kernelRig) update(t *testing.T, pods map[model.ObjectKey]*model.Pod) (written int, took time.Duration) {
 	t.Helper()
 	start := time.Now()
-	r.engine.Stage(r.portmap.Update(Objects{Pods: pods}, testNode()).Chains)
+	r.engine.Stage(r.portmap.Chains(r.portmap.Update(Objects{Pods: pods}, testNode())))
 	res, err := r.engine.Apply(t.Context(), ruleset.Options{Prune: true})
 	if err != nil || len(res.Refused) > 0 {
 		t.Fatalf("apply: %v %v", err, res.Refused)

@@ -147,10 +147,10 @@ type Objects struct {
 
 // Changes are what an update has come to.
 type Changes struct {
-	// Chains are those to stage, nil for those that are gone.
-	Chains map[ruleset.ChainKey]*ruleset.Chain
 	// Gone and Fresh are the host ports that are no more, and those that are new.
 	Gone, Fresh []Mapping
+	// Written are those whose rules are others than before, the fresh ones among them.
+	Written []Mapping
 	// Refused are the host ports that no pod has got, as far as that is new.
 	Refused []Refused
 }
@@ -158,21 +158,27 @@ type Changes struct {
 // Update takes over objects and what is known of the node.
 func (p *Portmap) Update(objs Objects, node Node) Changes {
 	d := p.claims.update(objs, node)
-	out := Changes{Chains: map[ruleset.ChainKey]*ruleset.Chain{}, Gone: d.gone, Fresh: d.fresh, Refused: d.refused}
-	for _, m := range d.gone {
-		out.Chains[natKey(chainOf(m))] = nil
+	out := Changes{Gone: d.gone, Fresh: d.fresh, Written: d.fresh, Refused: d.refused}
+	if p.cfg.MasqueradeNeighbours && !slices.Equal(p.links, node.Links) {
+		out.Written = p.all()
+	}
+	p.links = slices.Clone(node.Links)
+	return out
+}
+
+// Chains returns the chains to stage after changes, nil for those that are gone. It is to
+// be told of all changes, one after the other.
+func (p *Portmap) Chains(c Changes) map[ruleset.ChainKey]*ruleset.Chain {
+	out := map[ruleset.ChainKey]*ruleset.Chain{}
+	for _, m := range c.Gone {
+		out[natKey(chainOf(m))] = nil
 		p.tree(m).Remove(keyOf(m), chainOf(m))
 		p.through.Remove(targetOf(m), chainOf(m))
 	}
-	render := d.fresh
-	if p.cfg.MasqueradeNeighbours && !slices.Equal(p.links, node.Links) {
-		render = p.all()
+	for _, m := range c.Written {
+		p.render(m, out)
 	}
-	p.links = slices.Clone(node.Links)
-	for _, m := range render {
-		p.render(m, out.Chains)
-	}
-	p.stage(out.Chains)
+	p.stage(out)
 	return out
 }
 
@@ -194,7 +200,7 @@ func (p *Portmap) render(m Mapping, chains map[ruleset.ChainKey]*ruleset.Chain) 
 	text := Mark + m.Pod.String()
 	comment := "-m comment --comment " + ruleset.Quote(text[:min(len(text), ruleset.MaxComment)]) + " "
 	c := &ruleset.Chain{Unit: "host port " + m.Port.String() + " of pod " + m.Pod.String()}
-	for _, src := range p.masqueraded(m) {
+	for _, src := range p.Masqueraded(m) {
 		c.Rules = append(c.Rules, ruleset.Rule("-s "+src.String()+" "+comment+"-j "+nat.MarkMasq))
 	}
 	c.Rules = append(c.Rules, ruleset.Rule("-p "+proto+" "+comment+"-m "+proto+" -j DNAT --to-destination "+m.To.String()))
@@ -228,9 +234,9 @@ func leads(m Mapping, comment, chain string) []ruleset.Rule {
 	return out
 }
 
-// masqueraded returns whose packets to a host port are masqueraded: only those that
+// Masqueraded returns whose packets to a host port are masqueraded: only those that
 // would else be answered past the translation. Who comes from outside is seen as such.
-func (p *Portmap) masqueraded(m Mapping) []netip.Prefix {
+func (p *Portmap) Masqueraded(m Mapping) []netip.Prefix {
 	var out []netip.Prefix
 	if p.cfg.MasqueradeNeighbours {
 		for _, l := range p.links {

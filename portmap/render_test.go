@@ -44,7 +44,7 @@ func newRig(t *testing.T, cfg Config) *rig {
 
 func (r *rig) update(objs Objects, node Node) {
 	r.t.Helper()
-	r.engine.Stage(r.portmap.Update(objs, node).Chains)
+	r.engine.Stage(r.portmap.Chains(r.portmap.Update(objs, node)))
 	res, err := r.engine.Apply(r.t.Context(), ruleset.Options{Prune: true})
 	if err != nil || len(res.Refused) > 0 {
 		r.t.Fatalf("apply: %v %v", err, res.Refused)

@@ -21,6 +21,7 @@ import (
 	"fairlead/nat/ipset"
 	"fairlead/nat/nfacct"
 	"fairlead/nat/sysctl"
+	"fairlead/nftables"
 	"fairlead/portmap"
 	"fairlead/proxier/model"
 )
@@ -116,7 +117,7 @@ func cleanup(ctx context.Context, r removal) error {
 		// Before the rule goes that keeps neighbours from 127.0.0.1.
 		sysctl.Warn(ctx, sysctl.New("").ResetRouteLocalnet(ctx))
 	}
-	err := cleanRules(ctx, r)
+	err := errors.Join(cleanRules(ctx, r), cleanTable(ctx, nftables.Parts{Services: r.services, HostPorts: r.portmap, PodMasquerade: r.nat}))
 	if r.services {
 		err = errors.Join(err, cleanServices(ctx, r.excluded))
 	}
@@ -183,7 +184,7 @@ func (r removal) contributions(f model.Family, chain func(name string) []ruleset
 func cleanServices(ctx context.Context, excluded []netip.Prefix) error {
 	var errs []error
 	for _, f := range model.Families() {
-		errs = append(errs, removeNftables(ctx, f), removeTable(ctx, f))
+		errs = append(errs, removeNftables(ctx, f))
 	}
 	for _, f := range model.Families() {
 		if err := removeIPVS(f, excluded, true); err != nil {

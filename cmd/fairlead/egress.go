@@ -11,9 +11,7 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"fairlead/iptables/ruleset"
 	"fairlead/nat/egress"
-	"fairlead/nat/ipset"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
@@ -28,16 +26,26 @@ type podEgress struct {
 	clusterCIDRs         []netip.Prefix
 	nodePodCIDRs, random bool
 	config               *egressConfig
-	engine               *ruleset.Engine
-	exempt               *egress.Exempt
+	out                  egressRules
 	others               *lookout // nil where it does not matter who else masquerades
 	owned                func(owned bool, reason string)
 
 	// rules are what was last decided, from a Config, and staged is set once they are
-	// all that is wanted. dropped is set once the set is known to be gone.
-	rules           *egress.Rules
-	from            *egress.Config
-	staged, dropped bool
+	// all that is wanted.
+	rules  *egress.Rules
+	from   *egress.Config
+	staged bool
+}
+
+// egressRules is where it is written what pods need.
+type egressRules interface {
+	// keep leaves what an earlier agent has left.
+	keep(ctx context.Context) error
+	// write has the next sync write rules. Others may have changed what there is where
+	// check is set. An error says that these are not the best ones.
+	write(r egress.Rules, check bool) error
+	// tidy removes what no rule uses any more, after a sync.
+	tidy() error
 }
 
 var (
@@ -49,7 +57,7 @@ var (
 func (e *podEgress) Contribute(ctx context.Context, d proxier.Desired) {
 	config := e.config.current.Load()
 	if config == nil && e.when != switchOff { // what an earlier agent has made of the file is the best there is
-		if err := e.engine.Adopt(ctx, egress.Keys()...); err != nil {
+		if err := e.out.keep(ctx); err != nil {
 			klog.FromContext(ctx).V(2).Info("Cannot read what is masqueraded, the sync to come tells", "reason", err.Error())
 		}
 		e.owned(false, egress.ErrUnknown.Error())
@@ -73,34 +81,23 @@ func (e *podEgress) Contribute(ctx context.Context, d proxier.Desired) {
 		rules.Pods, rules.Cluster, rules.Config = pods, cluster, *config
 	}
 	e.owned(reason == "", reason)
-	if d.Verify {
-		e.exempt.Check()
-	}
 	if e.staged && !d.Verify && e.from == config && e.rules != nil &&
 		slices.Equal(e.rules.Pods, rules.Pods) && slices.Equal(e.rules.Cluster, rules.Cluster) {
 		return
 	}
-	rules, err := e.exempt.Use(rules)
+	err := e.out.write(rules, d.Verify)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot use a set, there is a rule for each destination that is not masqueraded", "ipFamily", e.family)
 	}
-	e.from, e.staged = config, err == nil
-	if e.rules != nil && e.rules.Same(rules) {
-		return
-	}
-	e.rules = &rules
-	e.engine.Stage(rules.Chains())
+	e.from, e.rules, e.staged = config, &rules, err == nil
 }
 
-// Follow implements proxier.Follower: it removes the set that no rule names any more.
+// Follow implements proxier.Follower.
 func (e *podEgress) Follow(_ context.Context, d proxier.Desired) error {
-	used := e.rules == nil || e.rules.Set != ""
-	if e.dropped = e.dropped && !used; e.dropped || used || !d.Prune {
+	if !d.Prune {
 		return nil
 	}
-	err := e.exempt.Drop()
-	e.dropped = err == nil
-	return err
+	return e.out.tidy()
 }
 
 // pods returns where the pods have their addresses whose packets to masquerade, as
@@ -116,14 +113,10 @@ func (e *podEgress) pods(d proxier.Desired) (own, cluster []netip.Prefix) {
 }
 
 // podEgress returns what pods of one family need to reach the outside.
-func (b *beside) podEgress(ctx context.Context, f model.Family, engine *ruleset.Engine) *podEgress {
-	var set egress.Set // stays nil where rules cannot use sets
-	if b.node.sets[f] != nil {
-		set = ipset.NewSet(egress.SetName(f == model.IPv6), ipset.HashNet, f == model.IPv6)
-	}
+func (b *beside) podEgress(ctx context.Context, f model.Family, own served) *podEgress {
 	e := &podEgress{
 		family: f, when: switchFlag(b.cfg.PodMasquerade.Mode), clusterCIDRs: b.cfg.podCIDRs[f], nodePodCIDRs: b.cfg.nodePodCIDRs,
-		random: b.cfg.PodMasquerade.RandomFully, config: b.egress, exempt: egress.NewExempt(set), engine: engine,
+		random: b.cfg.PodMasquerade.RandomFully, config: b.egress, out: b.egressRules(f, own),
 		owned: b.owns.of(ctx, f, ownsPodMasquerade),
 	}
 	if e.when == switchAuto && len(e.clusterCIDRs) > 0 {

@@ -26,7 +26,7 @@ type flows struct {
 	// moved returns, once, where flows went by something that has gone since; it may
 	// be nil.
 	moved      func() []netip.AddrPort
-	ports      *hostPorts // nil without host ports
+	ports      *hostPorts
 	table      *conntrack.Table
 	reconciler *conntrack.Reconciler
 }
@@ -48,9 +48,7 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 	for _, name := range d.Changed {
 		w.table.SetService(name, d.Snapshot.Get(name))
 	}
-	if w.ports != nil {
-		w.ports.settle(w.table, d.Node)
-	}
+	w.ports.settle(w.table, d.Node)
 	if d.Node.NodePorts.All {
 		w.table.SetNodeAddrs(d.Node.Addrs)
 	} else {

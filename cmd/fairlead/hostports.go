@@ -14,7 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/klog/v2"
 
-	"fairlead/iptables/ruleset"
 	"fairlead/nat/conntrack"
 	"fairlead/nat/nodeaddr"
 	"fairlead/nat/sockets"
@@ -28,9 +27,7 @@ type hostPorts struct {
 	family  model.Family
 	when    switchFlag
 	portmap *portmap.Portmap
-	engine  *ruleset.Engine
-	// reading is that of the rules at start, nil where there is none.
-	reading *ruleset.Reading
+	rules   hostPortRules
 	others  *lookout // nil where it does not matter who else does host ports
 	owned   func(owned bool, reason string)
 	warner  podWarner // may be nil
@@ -43,7 +40,7 @@ type hostPorts struct {
 	lost   map[netip.Addr]string
 	at     []netip.Addr
 
-	// taken names who has the chains that host ports need, if somebody has.
+	// taken names who has the chains of host ports, if somebody has.
 	taken string
 	// pods are all that there are, for when nobody else does host ports any more, and
 	// off is set while somebody does.
@@ -62,6 +59,14 @@ type hostPorts struct {
 	settledOn  []netip.Addr
 }
 
+// hostPortRules is where host ports are written.
+type hostPortRules interface {
+	// adopt returns the host ports for UDP that there were at start.
+	adopt(ctx context.Context) ([]conntrack.Frontend, error)
+	// write has the next sync write what has changed.
+	write(p *portmap.Portmap, c portmap.Changes)
+}
+
 // udpPort is a host port for UDP, of one pod.
 type udpPort struct {
 	owner string
@@ -75,9 +80,9 @@ type podWarner interface {
 
 var _ proxier.Contributor = (*hostPorts)(nil)
 
-// hostPorts returns the host ports of one family. They stay off where the chains that
-// they need are somebody else's.
-func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.Engine) *hostPorts {
+// hostPorts returns the host ports of one family. They stay off where chains of their
+// names are somebody else's.
+func (b *beside) hostPorts(ctx context.Context, f model.Family, own served) *hostPorts {
 	cfg := b.cfg
 	passes, _ := b.settings.BridgeNetfilter(ctx, f) // the mode warns
 	forwarded := cfg.podCIDRs[f]
@@ -85,16 +90,14 @@ func (b *beside) hostPorts(ctx context.Context, f model.Family, engine *ruleset.
 		forwarded = nil
 	}
 	h := &hostPorts{
-		family: f, when: switchFlag(cfg.HostPorts.Mode), engine: engine, reading: b.node.readings[f],
+		family: f, when: switchFlag(cfg.HostPorts.Mode), rules: portRules(own, b.node.readings[f]),
 		owned: b.owns.of(ctx, f, ownsHostPorts), warner: b.warner, listening: sockets.Listening, astray: nodeaddr.Astray, metrics: b.ports,
 		pods: map[model.ObjectKey]*model.Pod{}, udp: map[udpPort]*portmap.Mapping{}, everywhere: map[udpPort]*portmap.Mapping{},
 		portmap: portmap.New(portmap.Config{
 			Family: f, Localhost: cfg.HostPorts.Localhost, LocalhostNodePorts: cfg.IPTables.LocalhostNodePorts, MasqueradeNeighbours: !passes, Protected: cfg.protected, Forwarded: forwarded,
 		}),
 	}
-	if !engine.Owns(ruleset.ChainKey{Table: ruleset.NAT, Name: portmap.Root}) {
-		h.taken = "CRI-O or an old kubelet (chain " + portmap.Root + ")"
-	}
+	h.taken = b.node.hostPortsTaken(f, own.engine, h.when)
 	if h.when == switchAuto && h.taken == "" {
 		h.others = lookAhead(ctx, func(ctx context.Context) string {
 			return portmap.Others{
@@ -119,9 +122,7 @@ func (h *hostPorts) Contribute(ctx context.Context, d proxier.Desired) {
 		Addrs: d.Node.Addrs, Links: d.Node.Links, NodePorts: d.Node.NodePorts.Addrs, AllNodePorts: d.Node.NodePorts.All,
 		Astray: h.lost,
 	})
-	if len(changes.Chains) > 0 {
-		h.engine.Stage(changes.Chains)
-	}
+	h.rules.write(h.portmap, changes)
 	for _, m := range changes.Gone {
 		h.note(m, nil)
 	}
@@ -206,17 +207,8 @@ func (h *hostPorts) adopt(ctx context.Context) {
 	if h.known {
 		return
 	}
-	note := func(r ruleset.Rule) {
-		if addr, port, ok := portmap.UDPPort(r); ok {
-			h.adopted = append(h.adopted, conntrack.Frontend{Addr: addr, Port: port})
-		}
-	}
-	if h.reading != nil && h.reading.Each(ruleset.NAT, note) {
-		h.known = true
-		return
-	}
-	h.adopted = nil
-	h.known = h.engine.Existing(ctx, ruleset.NAT, note) == nil
+	adopted, err := h.rules.adopt(ctx)
+	h.adopted, h.known = adopted, err == nil
 }
 
 // note notes what has become of a host port.

@@ -49,7 +49,7 @@ func newPortsRig(t *testing.T) *portsRig {
 	})
 	r.engine.Stage(nat.Chains(14, ""))
 	r.ports = &hostPorts{
-		family: model.IPv4, when: switchAuto, portmap: portmap.New(cfg), engine: r.engine, warner: r,
+		family: model.IPv4, when: switchAuto, portmap: portmap.New(cfg), rules: &portChains{engine: r.engine}, warner: r,
 		owned: func(bool, string) {}, metrics: newHostPortMetrics(prometheus.NewRegistry(), model.Families()),
 		others:    lookAhead(t.Context(), func(context.Context) string { return r.who }),
 		listening: func() (map[sockets.Port]bool, error) { return r.taken, nil },

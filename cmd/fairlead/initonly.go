@@ -14,6 +14,7 @@ import (
 	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 	"fairlead/nat/sysctl"
+	"fairlead/nftables"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 )
@@ -26,7 +27,8 @@ func initOnly(ctx context.Context, cfg *agentConfig) error {
 		return err
 	}
 	settings := sysctl.New("")
-	if _, err := newBackend(ctx, cfg, node, settings, prometheus.NewRegistry()); err != nil { // which sets those of its mode
+	mode, err := newBackend(ctx, cfg, node, settings, prometheus.NewRegistry()) // which sets those of its mode
+	if err != nil {
 		return err
 	}
 	prepareKernel(ctx, settings, sysctl.ConntrackConfig(cfg.Conntrack), node.families)
@@ -34,7 +36,7 @@ func initOnly(ctx context.Context, cfg *agentConfig) error {
 		_, problems := settings.BridgeNetfilter(ctx, f)
 		sysctl.Warn(ctx, problems)
 	}
-	if err := initLocalnet(ctx, cfg, node, settings); err != nil {
+	if err := initLocalnet(ctx, cfg, node, mode, settings); err != nil {
 		return err
 	}
 	klog.FromContext(ctx).Info("Kernel settings are as they should be as far as nothing was said, done")
@@ -43,13 +45,19 @@ func initOnly(ctx context.Context, cfg *agentConfig) error {
 
 // initLocalnet has the kernel route packets for 127.0.0.1, where that is wanted. The
 // rule that keeps the neighbours away is in place before (CVE-2020-8558), and stays.
-func initLocalnet(ctx context.Context, cfg *agentConfig, node *nodeKernel, settings *sysctl.Settings) error {
-	cmds, ipv4 := node.commands[model.IPv4]
-	if !ipv4 || !cfg.HostPorts.Localhost && !(cfg.IPTables.LocalhostNodePorts && mayBeLoopback(cfg.nodePorts)) {
+func initLocalnet(ctx context.Context, cfg *agentConfig, node *nodeKernel, mode backend, settings *sysctl.Settings) error {
+	if !slices.Contains(node.families, model.IPv4) || !cfg.HostPorts.Localhost && !(cfg.IPTables.LocalhostNodePorts && mayBeLoopback(cfg.nodePorts)) {
+		return nil
+	}
+	if b, ok := mode.(*nftablesBackend); ok {
+		if err := nftables.GuardLoopback(b.kernels[model.IPv4]); err != nil {
+			return fmt.Errorf("write the rule that keeps neighbours from 127.0.0.1: %w", err)
+		}
+		sysctl.Warn(ctx, settings.SetRouteLocalnet(ctx))
 		return nil
 	}
 	engine := ruleset.NewEngine(ruleset.Config{
-		Exec: ruleset.SystemExec{}, Commands: cmds, Variant: node.variant,
+		Exec: ruleset.SystemExec{}, Commands: node.commands[model.IPv4], Variant: node.variant,
 		Contributions: []ruleset.Contribution{{Name: "localnet", Guests: []ruleset.Guest{idiom.Localnet(model.IPv4, true)}}},
 	})
 	res, err := engine.Apply(ctx, ruleset.Options{})

@@ -60,7 +60,7 @@ func probeNode(ctx context.Context, v ruleset.Variant, needed bool) (*nodeKernel
 		}
 		cmds, err := ruleset.CommandsFor(ctx, ruleset.SystemExec{}, v, f == model.IPv6)
 		if !needed && errors.Is(err, ruleset.ErrNoCommand) {
-			klog.FromContext(ctx).Info("Without iptables, host ports and what pods send to the outside are left to others, and what iptables and IPVS mode have left stays",
+			klog.FromContext(ctx).Info("Without iptables commands, what iptables and IPVS mode have left stays, and so does what rules of iptables drop on its way to pods",
 				"ipFamily", f, "reason", err.Error())
 			n.families = append(n.families, f)
 			continue

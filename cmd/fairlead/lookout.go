@@ -64,7 +64,11 @@ func (n *nodeKernel) chainReader(ctx context.Context, f model.Family) func(name 
 				return rules
 			}
 		}
-		return n.commands[f].List(ctx, ruleset.SystemExec{}, k)
+		cmds, ok := n.commands[f]
+		if !ok {
+			return nil
+		}
+		return cmds.List(ctx, ruleset.SystemExec{}, k)
 	}
 }
 

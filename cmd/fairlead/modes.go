@@ -33,6 +33,7 @@ type backend interface {
 type served struct {
 	mode    proxier.Mode
 	engine  *ruleset.Engine // nil without iptables
+	annex   annex           // where what there is besides Services has its rules, nil for chains
 	watcher watcher
 	table   <-chan struct{} // tells what others change of a mode's table, nil without
 	// followers are those of this mode alone, and adopters tell what was there before.

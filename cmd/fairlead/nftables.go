@@ -101,6 +101,8 @@ func (b *nftablesBackend) family(ctx context.Context, f model.Family) (served, e
 		MasqueradeNeighbours: !passes,
 		KeepInvalid:          b.settings.BeLiberal(),
 		LocalhostNodePorts:   cfg.IPTables.LocalhostNodePorts,
+		LocalhostHostPorts:   cfg.HostPorts.Localhost,
+		KeepSourcePorts:      !cfg.PodMasquerade.RandomFully,
 		ServiceCIDRs:         ofFamily(cfg.policy.ServiceCIDRs, f),
 		Balancing:            cfg.balancing,
 	}
@@ -115,7 +117,7 @@ func (b *nftablesBackend) family(ctx context.Context, f model.Family) (served, e
 		}
 	}
 	mode := &nftablesMode{Mode: nftables.New(rules, b.kernels[f], suspect), failures: b.failures.WithLabelValues(f.String())}
-	out.mode, out.adopters = mode, []adopter{mode}
+	out.mode, out.adopters, out.annex = mode, []adopter{mode}, mode.Mode
 	if _, ok := node.commands[f]; ok {
 		out.engine = node.engine(f, cfg.contributions(ctx, f, node, formerModes(f))...)
 		out.engine.Stage(nat.Chains(cfg.NFTables.MasqueradeBit, ""))
@@ -268,6 +270,27 @@ func (w *tableWatcher) Run(ctx context.Context) error {
 		g.Go(func() error { return w.run(ctx) })
 	}
 	return g.Wait()
+}
+
+// cleanTable removes parts of the tables of nftables mode.
+func cleanTable(ctx context.Context, parts nftables.Parts) error {
+	if !slices.Contains(tables(ctx), nftables.TableName) {
+		return nil
+	}
+	var errs []error
+	for _, f := range model.Families() {
+		k, err := nfnetlink.New(tableFamily(f), nftables.TableName)
+		if err != nil {
+			return err
+		}
+		defer k.Close()
+		removed, err := nftables.Remove(f, k, parts)
+		if removed {
+			klog.FromContext(ctx).Info("Removed what nftables mode has left", "ipFamily", f)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // removeTable removes the table of nftables mode from a family, once another mode serves.

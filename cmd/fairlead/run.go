@@ -92,19 +92,13 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 			return err
 		}
 		followers := append(own.followers, &leftovers{family: f, keep: mode.name() == nftablesName})
-		var contributors []proxier.Contributor
-		var ports *hostPorts // stays nil where there are no rules for them
-		if own.engine != nil {
-			pods := beside.podEgress(ctx, f, own.engine)
-			ports = beside.hostPorts(ctx, f, own.engine)
-			contributors, followers = append(contributors, pods, ports), append(followers, pods)
-		}
-		followers = append(followers, newFlows(f, own, ports, flowMetrics), checks, small.follower(), servicesOwned{beside.owns.of(ctx, f, ownsServices)})
+		pods, ports := beside.podEgress(ctx, f, own), beside.hostPorts(ctx, f, own)
+		followers = append(followers, pods, newFlows(f, own, ports, flowMetrics), checks, small.follower(), servicesOwned{beside.owns.of(ctx, f, ownsServices)})
 		if f == model.IPv4 && (cfg.IPTables.LocalhostNodePorts || cfg.HostPorts.Localhost) {
 			followers = append(followers, &localnet{settings: settings, nodePorts: cfg.IPTables.LocalhostNodePorts, hostPorts: cfg.HostPorts.Localhost})
 		}
 		loop := proxier.NewLoop(proxier.LoopConfig{
-			Family: f, Mode: own.mode, Contributors: contributors, Followers: followers, Tracker: tracker,
+			Family: f, Mode: own.mode, Contributors: []proxier.Contributor{pods, ports}, Followers: followers, Tracker: tracker,
 			Health: state, Metrics: metrics, Warner: warner, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts, NodeIP: cfg.nodeIP,
 			MinSyncPeriod: minSyncPeriod, SyncPeriod: syncPeriod, Foreign: own.watcher.Wake(), ForeignTable: own.table,
 		})

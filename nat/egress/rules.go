@@ -109,6 +109,14 @@ func (r Rules) Chains() map[ruleset.ChainKey]*ruleset.Chain {
 	return out
 }
 
+// Forwarding returns all chains of this package, of which only the one is wanted that lets
+// through what pods send and get: something else masquerades.
+func (r Rules) Forwarding() map[ruleset.ChainKey]*ruleset.Chain {
+	out := None()
+	out[forwardChain] = r.Chains()[forwardChain]
+	return out
+}
+
 // egress returns the chain for what pods send.
 func (r Rules) egress(exempt []netip.Prefix) *ruleset.Chain {
 	c := &ruleset.Chain{}

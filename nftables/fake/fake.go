@@ -186,6 +186,11 @@ func (k *Kernel) step(at **content, s table.Step) unix.Errno {
 		delete(c.sets, s.Name)
 		delete(c.elements, s.Name)
 		c.order = slices.DeleteFunc(c.order, func(n string) bool { return n == s.Name })
+	case table.FlushSet:
+		if c.sets[s.Name] == nil {
+			return unix.ENOENT
+		}
+		c.elements[s.Name] = map[string]table.Element{}
 	case table.AddChain:
 		if old := c.chains[s.Chain.Name]; old != nil {
 			if old.Properties() != s.Chain.Properties() {

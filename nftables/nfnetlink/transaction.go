@@ -82,6 +82,11 @@ func (t *transaction) step(s table.Step) error {
 			t.text(unix.NFTA_SET_TABLE, t.name)
 			t.text(unix.NFTA_SET_NAME, s.Name)
 		})
+	case table.FlushSet:
+		t.message(unix.NFT_MSG_DELSETELEM, 0, func() {
+			t.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.name)
+			t.text(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
+		})
 	case table.AddChain:
 		t.message(unix.NFT_MSG_NEWCHAIN, create, func() { t.chain(s.Chain) })
 	case table.DeleteChain:

@@ -116,13 +116,13 @@ func (b Builder) Arrived() Builder {
 
 // Of matches one protocol, by its number.
 func (b Builder) Of(proto uint8) Builder {
-	return b.with("meta l4proto "+protocolName(proto), Meta{Key: metaL4Proto}, Compare{Value: string([]byte{proto})})
+	return b.with("meta l4proto "+ProtocolName(proto), Meta{Key: metaL4Proto}, Compare{Value: string([]byte{proto})})
 }
 
 // WithPort matches one protocol and, as all packets have, a port. After it nft knows what a
 // port is.
 func (b Builder) WithPort(proto uint8) Builder {
-	return b.with(protocolName(proto)+" dport != 0",
+	return b.with(ProtocolName(proto)+" dport != 0",
 		Meta{Key: metaL4Proto}, Compare{Value: string([]byte{proto})},
 		Payload{Base: transHeader, Offset: 2, Len: 2}, Compare{Not: true, Value: "\x00\x00"})
 }
@@ -159,6 +159,9 @@ func (b Builder) Reject() Rule {
 func (b Builder) Masquerade() Rule {
 	return b.with("masquerade fully-random", Masquerade{FullyRandom: true}).rule()
 }
+
+// MasqueradeKeepingPorts gives it one, too, and keeps the source port if that is free.
+func (b Builder) MasqueradeKeepingPorts() Rule { return b.with("masquerade", Masquerade{}).rule() }
 
 // Decide does what a map has for a key.
 func (b Builder) Decide(m *Set, key ...Field) Rule {
@@ -238,7 +241,8 @@ func (v Verdict) String() string {
 	return "verdict " + strconv.Itoa(int(v.Code))
 }
 
-func protocolName(n uint8) string {
+// ProtocolName is the name of a transport protocol, by its number.
+func ProtocolName(n uint8) string {
 	switch n {
 	case 6:
 		return "tcp"

@@ -206,7 +206,7 @@ func Port() Field {
 // PortOf is Port, in a rule for one protocol, which nft writes with its name.
 func PortOf(proto uint8) Field {
 	f := Port()
-	f.text = protocolName(proto) + " dport"
+	f.text = ProtocolName(proto) + " dport"
 	return f
 }
 

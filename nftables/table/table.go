@@ -182,7 +182,7 @@ type Table struct {
 }
 
 // Step is one step of a transaction: AddTable, DeleteTable, AddSet, AddChain,
-// SetRules, DeleteChain, AddElements, DeleteElements.
+// SetRules, DeleteChain, FlushSet, AddElements, DeleteElements.
 type Step interface{ step() }
 
 type (
@@ -194,6 +194,8 @@ type (
 	AddSet struct{ *Set }
 	// DeleteSet removes a set that no rule names any more.
 	DeleteSet struct{ Name string }
+	// FlushSet removes all elements of a set.
+	FlushSet struct{ Name string }
 	// AddChain makes a chain without rules, if there is none. That of a base chain
 	// with other properties fails.
 	AddChain struct{ *Chain }
@@ -220,6 +222,7 @@ func (AddTable) step()       {}
 func (DeleteTable) step()    {}
 func (AddSet) step()         {}
 func (DeleteSet) step()      {}
+func (FlushSet) step()       {}
 func (AddChain) step()       {}
 func (SetRules) step()       {}
 func (DeleteChain) step()    {}

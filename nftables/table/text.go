@@ -164,7 +164,7 @@ func value(t Type, raw string) string {
 		a, _ := netip.AddrFromSlice([]byte(raw))
 		return a.String()
 	case InetProto:
-		return protocolName(raw[0])
+		return ProtocolName(raw[0])
 	case InetService:
 		return strconv.Itoa(int(raw[0])<<8 | int(raw[1]))
 	}
