@@ -152,7 +152,12 @@ func kubeProxySeries() []string {
 		"sync_proxy_rules_duration_seconds", "network_programming_duration_seconds",
 		"conntrack_reconciler_sync_duration_seconds", "conntrack_reconciler_deleted_entries_total",
 		"sync_proxy_rules_last_timestamp_seconds", "sync_proxy_rules_last_queued_timestamp_seconds",
-		"sync_proxy_rules_iptables_restore_failures_total",
+	}
+	if *proxyMode == "nftables" {
+		names = append(names, "sync_full_proxy_rules_duration_seconds", "sync_partial_proxy_rules_duration_seconds",
+			"sync_proxy_rules_nftables_sync_failures_total", "sync_proxy_rules_nftables_cleanup_failures_total")
+	} else {
+		names = append(names, "sync_proxy_rules_iptables_restore_failures_total")
 	}
 	if *proxyMode == "iptables" {
 		out = append(out, "kubeproxy_iptables_ct_state_invalid_dropped_packets_total")

@@ -59,7 +59,7 @@ func open(t testing.TB, f model.Family) *nfnetlink.Kernel {
 
 func onKernel(t testing.TB, cfg Config, w Watcher) (*Mode, *nfnetlink.Kernel) {
 	k := open(t, cfg.Family)
-	return New(cfg, k, w), k
+	return New(cfg, k, w, nil), k
 }
 
 func mustSync(t testing.TB, m *Mode, d proxier.Desired) proxier.Report {
@@ -278,7 +278,7 @@ func TestKernelHeals(t *testing.T) {
 					}
 				}()
 				w := watch.Of(k)
-				m := New(cfg, k, w)
+				m := New(cfg, k, w, nil)
 				web := port(portName("shop", "web", "http", model.TCP), "10.96.0.10", 80, "10.244.0.5:8080", "10.244.1.5:8080", "10.244.2.5:8080")
 				s, names := snapshot(web)
 				d := proxier.Desired{Snapshot: s, Changed: names, Node: here(model.IPv4), Prune: true}

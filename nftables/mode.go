@@ -19,6 +19,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -53,6 +54,7 @@ type Mode struct {
 	render  renderer
 	kernel  Kernel
 	watcher Watcher // nil where nothing tells
+	metrics *Metrics
 
 	// state is what sets and chains the kernel has, valid while known is set; what
 	// follows then says what elements it has.
@@ -104,10 +106,10 @@ type refusal struct {
 
 var _ proxier.Mode = (*Mode)(nil)
 
-// New returns a Mode. The watcher may be nil.
-func New(cfg Config, k Kernel, w Watcher) *Mode {
+// New returns a Mode. The watcher may be nil, and so may be the metrics.
+func New(cfg Config, k Kernel, w Watcher, metrics *Metrics) *Mode {
 	m := &Mode{
-		render: renderer{Config: cfg}, kernel: k, watcher: w, refused: map[model.ServicePortName]refusal{}, refusedUnits: map[unit]error{},
+		render: renderer{Config: cfg}, kernel: k, watcher: w, metrics: metrics, refused: map[model.ServicePortName]refusal{}, refusedUnits: map[unit]error{},
 		annex: annex{wanted: map[unit][]entry{}, touched: map[unit]bool{}},
 	}
 	m.render.node = nodeView{podCIDRs: cfg.PodCIDRs, serviceCIDRs: cfg.ServiceCIDRs}
@@ -131,6 +133,14 @@ func (m *Mode) AdoptedUDP() []netip.AddrPort { return m.adopted }
 // What is wrong with what is known of the kernel is found out by a change that fails:
 // then all is read, and the difference to what there is to be is written.
 func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, error) {
+	start := time.Now()
+	out, full, err := m.sync(ctx, d)
+	m.metrics.synced(m.render.Family, full, err, time.Since(start))
+	return out, err
+}
+
+// sync does a Sync, and tells whether it has read the table.
+func (m *Mode) sync(ctx context.Context, d proxier.Desired) (_ proxier.Report, full bool, _ error) {
 	var out proxier.Report
 	suspect := d.Verify && (m.watcher == nil || m.watcher.Take())
 	node := m.nodeView(d.Node, d.ServiceCIDRs)
@@ -141,7 +151,8 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 		if m.known = err == nil; doubtful(err) {
 			klog.FromContext(ctx).V(2).Info("The kernel's table is not as it was known to be, reading it", "ipFamily", m.render.Family, "reason", err.Error())
 		} else {
-			return m.finish(out, d, err)
+			out, err = m.finish(out, err)
+			return out, false, err
 		}
 	}
 	for range 2 {
@@ -153,7 +164,8 @@ func (m *Mode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, err
 		}
 		m.deep = true // something is where it should not be
 	}
-	return m.finish(out, d, err)
+	out, err = m.finish(out, err)
+	return out, true, err
 }
 
 // doubtful tells whether an error says that the kernel has something else than known.
@@ -167,7 +179,7 @@ func doubtful(err error) bool {
 }
 
 // finish ends a Sync.
-func (m *Mode) finish(out proxier.Report, d proxier.Desired, err error) (proxier.Report, error) {
+func (m *Mode) finish(out proxier.Report, err error) (proxier.Report, error) {
 	if m.known = err == nil; err == nil {
 		m.started, m.deep = true, false
 		err = m.forgetClients()

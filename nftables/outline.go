@@ -137,6 +137,7 @@ func (w *writing) tidy() error {
 		return nil
 	}
 	if err := w.kernel.Apply(steps); err != nil {
+		w.metrics.untidy(w.render.Family)
 		return err
 	}
 	w.report.Written += count(steps)

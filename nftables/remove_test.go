@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
 
 	"fairlead/nftables/fake"
 	"fairlead/nftables/table"
@@ -128,5 +131,59 @@ func TestGuardLoopback(t *testing.T) {
 	n := k.Applied
 	if err := GuardLoopback(k); err != nil || k.Applied != n {
 		t.Errorf("where the mode has a table, %d transactions: %v", k.Applied-n, err)
+	}
+}
+
+// TestMetrics: all series are there from the start, and count what they say.
+func TestMetrics(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	m := NewMetrics(reg, []model.Family{model.IPv4})
+	if n, err := testutil.GatherAndCount(reg); n != 4 || err != nil {
+		t.Errorf("%d series at the start, want 4: %v", n, err)
+	}
+	fail := map[string]bool{}
+	k := &fake.Kernel{Fault: func(call string) (error, bool) {
+		if fail[call] {
+			return unix.ENOBUFS, false
+		}
+		return nil, false
+	}}
+	a := newAgent(t, config(model.IPv4), k)
+	a.metrics = m
+	web := port(portName("shop", "web", "http", model.TCP), "10.96.0.10", 80, "10.244.0.5:8080")
+	a.sync(web)
+	s, names := snapshot(with(web, func(p *model.ServicePort) { p.Endpoints = nil }))
+	d := proxier.Desired{Snapshot: s, Changed: names, Node: a.where, Prune: true}
+	a.syncChanged(s, names)
+	fail["apply"] = true
+	d.Changed, d.Settle = nil, true
+	if _, err := a.Sync(t.Context(), d); err == nil {
+		t.Error("a class could be removed")
+	}
+	const want = `
+# HELP kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total Syncs after which sets and chains could not be removed that nothing uses any more.
+# TYPE kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total counter
+kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total{ip_family="IPv4"} 1
+# HELP kubeproxy_sync_proxy_rules_nftables_sync_failures_total Syncs of the table that failed.
+# TYPE kubeproxy_sync_proxy_rules_nftables_sync_failures_total counter
+kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family="IPv4"} 1
+`
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want),
+		"kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", "kubeproxy_sync_proxy_rules_nftables_sync_failures_total"); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]int{"full": 1, "partial": 2} {
+		h, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range h {
+			if f.GetName() != "kubeproxy_sync_"+name+"_proxy_rules_duration_seconds" {
+				continue
+			}
+			if got := f.GetMetric()[0].GetHistogram().GetSampleCount(); got != uint64(want) {
+				t.Errorf("%d %s syncs, want %d", got, name, want)
+			}
+		}
 	}
 }

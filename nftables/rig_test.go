@@ -37,7 +37,7 @@ func newAgent(t *testing.T, cfg Config, k *fake.Kernel) *agent {
 	t.Helper()
 	k.Family, k.Name = cfg.table(), TableName
 	w := &suspicion{}
-	return &agent{t: t, Mode: New(cfg, k, w), kernel: k, watch: w, where: here(cfg.Family)}
+	return &agent{t: t, Mode: New(cfg, k, w, nil), kernel: k, watch: w, where: here(cfg.Family)}
 }
 
 func config(f model.Family) Config {

@@ -263,8 +263,19 @@ func (s *sketch) filter() {
 	s.chain("refuse-input", s.rule().In(s.sets[externalIPs], s.daddr()).Jump("unserved"), s.rule().ToNode().Goto("unserved-node-ports"))
 	s.base("filter-input", "filter", "input", 0,
 		s.rule().New().Translated().Jump("remember"), s.rule().New().Jump("refuse-input"))
-	s.base("filter-forward", "filter", "forward", 0, append(forward, s.rule().New().Jump("refuse-forward"))...)
+	s.base(forwardChain, "filter", "forward", 0, append(forward, s.rule().New().Jump("refuse-forward"))...)
 	s.base("filter-output", "filter", "output", 0, s.rule().New().Jump("refuse-output"))
+}
+
+// forwardChain is the chain of what passes through the node.
+const forwardChain = "filter-forward"
+
+// InvalidDropped returns how many packets have been dropped as they are of no connection
+// that is known, since the rule for that was made.
+func InvalidDropped(k interface {
+	Counted(chain string) (packets uint64, err error)
+}) (uint64, error) {
+	return k.Counted(forwardChain)
 }
 
 // sources makes the chains that masquerade, and those that remember clients: both after

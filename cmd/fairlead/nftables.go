@@ -39,8 +39,8 @@ type nftablesBackend struct {
 	kernels  map[model.Family]*nfnetlink.Kernel
 	watch    *nfnetlink.Watch // nil where the kernel does not tell
 	// device counts the families that may have left something on IPVS mode's.
-	device   atomic.Int32
-	failures *prometheus.CounterVec // ip_family
+	device  atomic.Int32
+	metrics *nftables.Metrics
 }
 
 // newNftablesBackend finds out whether this node can have nftables mode.
@@ -59,20 +59,33 @@ func newNftablesBackend(ctx context.Context, cfg *agentConfig, node *nodeKernel,
 		b.kernels[f] = k
 		all = append(all, k)
 	}
-	b.failures = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
-		Help: "Syncs of the table of nftables mode that failed.",
-	}, []string{"ip_family"})
-	for _, f := range node.families {
-		b.failures.WithLabelValues(f.String())
-	}
-	reg.MustRegister(b.failures)
+	b.metrics = nftables.NewMetrics(reg, node.families)
 	var err error
 	if b.watch, err = nfnetlink.NewWatch(all...); err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot watch what others change; the table is read again and again, which costs more")
 		b.watch = nil
 	}
 	return b, nil
+}
+
+// invalidDropped returns what counts packets of no connection beside rules of iptables:
+// the tables of nftables mode, over sockets of their own, as writing a table takes time.
+func invalidDropped(mode backend) (out []func() (uint64, error)) {
+	b, ok := mode.(*nftablesBackend)
+	if !ok {
+		return nil
+	}
+	for _, f := range b.node.families {
+		out = append(out, func() (uint64, error) {
+			k, err := nfnetlink.New(tableFamily(f), nftables.TableName)
+			if err != nil {
+				return 0, err
+			}
+			defer k.Close()
+			return nftables.InvalidDropped(k)
+		})
+	}
+	return out
 }
 
 func tableFamily(f model.Family) table.Family {
@@ -116,7 +129,7 @@ func (b *nftablesBackend) family(ctx context.Context, f model.Family) (served, e
 			w.run = b.watch.Run
 		}
 	}
-	mode := &nftablesMode{Mode: nftables.New(rules, b.kernels[f], suspect), failures: b.failures.WithLabelValues(f.String())}
+	mode := &nftablesMode{Mode: nftables.New(rules, b.kernels[f], suspect, b.metrics)}
 	out.mode, out.adopters, out.annex = mode, []adopter{mode}, mode.Mode
 	if _, ok := node.commands[f]; ok {
 		out.engine = node.engine(f, cfg.contributions(ctx, f, node, formerModes(f))...)
@@ -173,8 +186,7 @@ func policyJumps() []ruleset.Jump {
 // of other modes go once the table is complete.
 type nftablesMode struct {
 	*nftables.Mode
-	engine   *ruleset.Engine
-	failures prometheus.Counter
+	engine *ruleset.Engine
 	// health are the health check node ports, nil before they have been staged.
 	health map[model.ServicePortName]uint16
 	// adopted is where clients could send UDP to by the rules of another mode, valid once
@@ -196,9 +208,6 @@ func (m *nftablesMode) AdoptedUDP() []netip.AddrPort {
 // Sync implements proxier.Mode.
 func (m *nftablesMode) Sync(ctx context.Context, d proxier.Desired) (proxier.Report, error) {
 	out, err := m.Mode.Sync(ctx, d)
-	if err != nil {
-		m.failures.Inc()
-	}
 	if err != nil || m.engine == nil {
 		return out, err
 	}

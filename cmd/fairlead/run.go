@@ -60,7 +60,7 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 	}
 	metrics := proxier.NewMetrics(reg, node.families)
 	tracker := proxier.NewTracker(proxier.TrackerConfig{Families: node.families, Health: state, Metrics: metrics})
-	nfacct.RegisterInvalidDropped(reg)
+	nfacct.RegisterInvalidDropped(reg, invalidDropped(mode)...)
 
 	addrs, err := nodeaddr.List(device.Name) // before the first sync, which needs them
 	if err != nil {

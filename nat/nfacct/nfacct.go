@@ -80,16 +80,19 @@ func request(message, flags int, name string) *nl.NetlinkRequest {
 }
 
 // RegisterInvalidDropped registers the metric of InvalidDropped on reg, under
-// kube-proxy's name. It is 0 while there is no such counter.
-func RegisterInvalidDropped(reg prometheus.Registerer) {
+// kube-proxy's name, with what others count besides. It is 0 while there is no such
+// counter.
+func RegisterInvalidDropped(reg prometheus.Registerer, besides ...func() (uint64, error)) {
 	reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
 		Help: "Packets that were not forwarded because connection tracking found them invalid.",
 	}, func() float64 {
-		n, err := Packets(InvalidDropped)
-		if err != nil {
-			return 0
+		sum := 0.
+		for _, count := range append(besides, func() (uint64, error) { return Packets(InvalidDropped) }) {
+			if n, err := count(); err == nil {
+				sum += float64(n)
+			}
 		}
-		return float64(n)
+		return sum
 	}))
 }
