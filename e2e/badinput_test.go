@@ -110,7 +110,6 @@ func TestKernelNoIptables(t *testing.T) {
 	for _, args := range [][]string{
 		{"--manifests", t.TempDir()},
 		{"--manifests", t.TempDir(), "--iptables-variant", "legacy"},
-		{"cleanup"},
 	} {
 		cmd := node.Command(ctx, binary, args...)
 		cmd.Env = []string{"PATH=" + t.TempDir()}

@@ -386,6 +386,48 @@ func TestKernelNftablesInitAlone(t *testing.T) {
 	})
 }
 
+// TestKernelNftablesCleanupAlone: without iptables cleanup removes the table, and fails
+// only where there are rules of iptables to remove.
+func TestKernelNftablesCleanupAlone(t *testing.T) {
+	forNftables(t, func(ctx context.Context, t *testing.T, l *lab.Lab) {
+		node, dir, env := l.Nodes[0], newDirectory(t), withoutIptables(t)
+		dir.write("web.yaml", append(web(l, node.Pods[0]), podObject("web", node.Pods[0], publish(hostPort)))...)
+		cleanup := func(args ...string) *exec.Cmd {
+			cmd := node.Command(ctx, binary, append([]string{"cleanup"}, args...)...)
+			cmd.Env = append(cmd.Environ(), env)
+			return cmd
+		}
+		start := func() {
+			t.Helper()
+			a := startAgentEnv(ctx, t, node, lab.NFT, []string{env}, "--proxy-mode", "nftables", "--manifests", dir.path, "--pod-masquerade", "auto")
+			a.waitSynced(ctx, 0)
+			a.stop()
+		}
+		start()
+		if out, err := cleanup().CombinedOutput(); err != nil {
+			t.Errorf("cleanup: %v: %s", err, out)
+		}
+		if left := tables(ctx, t, node); strings.Contains(left, "fairlead") {
+			t.Errorf("after cleanup there are tables %s", left)
+		}
+		if got := routeLocalnet(t, node); got != "0" {
+			t.Errorf("after cleanup: route_localnet is %s", got)
+		}
+		start()
+		addForeign(t, node, lab.NFT, foreignRule{"nat", "KUBE-SERVICES", "-j RETURN"})
+		out, err := cleanup().CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "chain KUBE-SERVICES") || !strings.Contains(string(out), "install the iptables package") {
+			t.Errorf("cleanup with rules of iptables: %v: %s, want an error that names them and the remedy", err, out)
+		}
+		if left := tables(ctx, t, node); strings.Contains(left, "fairlead") {
+			t.Errorf("after a cleanup that failed for iptables there are tables %s", left)
+		}
+		if out, err := cleanup("--only=nat").CombinedOutput(); err != nil {
+			t.Errorf("cleanup of what there is not: %v: %s", err, out)
+		}
+	})
+}
+
 // TestKernelModeSwitchBeside: host ports and pods to the outside, too, go over from
 // iptables to nftables mode and back without a request that fails, and leave nothing.
 func TestKernelModeSwitchBeside(t *testing.T) {

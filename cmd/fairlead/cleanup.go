@@ -130,12 +130,13 @@ func cleanup(ctx context.Context, r removal) error {
 // cleanRules removes rules of both families, in both variants of iptables.
 func cleanRules(ctx context.Context, r removal) error {
 	var errs []error
-	missing := 0
 	for _, v := range []ruleset.Variant{ruleset.NFT, ruleset.Legacy} {
 		for _, f := range model.Families() {
 			cmds, err := ruleset.CommandsFor(ctx, ruleset.SystemExec{}, v, f == model.IPv6)
 			if errors.Is(err, ruleset.ErrNoCommand) {
-				missing++
+				if err := r.leftBehind(v, f); err != nil {
+					errs = append(errs, err)
+				}
 				continue
 			}
 			if err == nil {
@@ -150,10 +151,26 @@ func cleanRules(ctx context.Context, r removal) error {
 			}
 		}
 	}
-	if missing == 4 {
-		return fmt.Errorf("no iptables command found: %w", ruleset.ErrNoCommand)
-	}
 	return errors.Join(errs...)
+}
+
+// leftBehind returns an error if a family has rules to remove that it takes a command to
+// remove which there is not. What the legacy variant has only its command can tell.
+func (r removal) leftBehind(v ruleset.Variant, f model.Family) error {
+	if v != ruleset.NFT {
+		return nil
+	}
+	parts := []struct {
+		remove bool
+		chain  string
+	}{{r.services, "KUBE-SERVICES"}, {r.portmap, portmap.Root}, {r.nat, egress.Root}}
+	for _, p := range parts {
+		has, err := (ruleset.KernelNFTables{}).HasChain(f == model.IPv6, ruleset.NAT, p.chain)
+		if err == nil && has && p.remove {
+			return fmt.Errorf("%s has rules to remove (chain %s), and there is no command for that: %w", f, p.chain, ruleset.ErrNoCommand)
+		}
+	}
+	return nil
 }
 
 // contributions are those of one family whose rules are to go. The chains that mark and

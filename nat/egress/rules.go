@@ -13,12 +13,15 @@ import (
 // The chains of this package.
 var (
 	// masqChain sorts out what is from pods, and egressChain where it is for.
-	masqChain   = ruleset.ChainKey{Table: ruleset.NAT, Name: "KUBE-POD-MASQ"}
+	masqChain   = ruleset.ChainKey{Table: ruleset.NAT, Name: Root}
 	egressChain = ruleset.ChainKey{Table: ruleset.NAT, Name: "KUBE-POD-EGRESS"}
 	// forwardChain lets through what pods send and get, where everything else is
 	// dropped.
 	forwardChain = ruleset.ChainKey{Table: ruleset.Filter, Name: "KUBE-POD-FORWARD"}
 )
+
+// Root is the name of the chain in table nat that what pods send starts in.
+const Root = "KUBE-POD-MASQ"
 
 // Contribution declares the chains and the jumps of this package. The jumps are
 // below all others: a source that somebody else has chosen stays, and what somebody
