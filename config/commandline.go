@@ -48,6 +48,17 @@ func Register(fs *pflag.FlagSet) *CommandLine {
 	return c
 }
 
+// Flags returns the value of each flag, given or not, but of those that are dead.
+func (c *CommandLine) Flags() map[string]string {
+	out := map[string]string{}
+	c.flags.VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			out[f.Name] = f.Value.String()
+		}
+	})
+	return out
+}
+
 // normalize has names with underscores, as old flags of logs have, and --mode for
 // --proxy-mode.
 func normalize(_ *pflag.FlagSet, name string) pflag.NormalizedName {

@@ -53,6 +53,16 @@ func TestKernelHTTP(t *testing.T) {
 			t.Errorf("got %d %q, want 200 %s", status, body, *proxyMode)
 		}
 	})
+	t.Run("pages for debugging", func(t *testing.T) {
+		for path, want := range map[string]string{
+			"/flagz": "\nproxy-mode=" + *proxyMode + "\n", "/statusz": "\nBinary version: ", "/metrics/slis": `kubernetes_healthchecks_total{name="ping",`,
+		} {
+			fetch(ctx, t, a, "http://127.0.0.1:10249/healthz")
+			if status, body := fetch(ctx, t, a, "http://127.0.0.1:10249"+path); status != 200 || !strings.Contains(body, want) {
+				t.Errorf("%s: got %d %q, want %q in it", path, status, body, want)
+			}
+		}
+	})
 	t.Run("no profiles unless asked for", func(t *testing.T) {
 		if status, _ := fetch(ctx, t, a, "http://127.0.0.1:10249/debug/pprof/"); status != http.StatusNotFound {
 			t.Errorf("got %d, want 404", status)

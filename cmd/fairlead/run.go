@@ -115,7 +115,7 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 	serve("healthz", cfg.healthz, "--healthz-bind-address", state.Handler())
 	serve("metrics", cfg.metrics, "--metrics-bind-address", health.MetricsHandler(ctx, health.MetricsConfig{
 		Gatherer: reg, ProxyMode: mode.name(), Profiling: cfg.Profiling,
-		Config: cfg.Documents(), SetVerbosity: setVerbosity,
+		Config: cfg.Documents(), SetVerbosity: setVerbosity, Flags: line.Flags(), Version: buildVersion(),
 	}))
 	err = g.Wait()
 	klog.FromContext(ctx).Info("Stopped, the rules stay in place")

@@ -4,11 +4,11 @@ package health
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/pprof"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -26,32 +26,39 @@ type MetricsConfig struct {
 	Profiling bool
 	// SetVerbosity makes the log have more or less; nil for no such page.
 	SetVerbosity func(level string) error
+	// Flags are what /flagz shows, and Version is a part of /statusz.
+	Flags   map[string]string
+	Version string
 }
 
-// MetricsHandler returns the handler of the metrics server: /metrics,
-// /proxyMode, /configz, /healthz, which answers "ok" as long as the process does, and
+// MetricsHandler returns the handler of the metrics server: /metrics, /metrics/slis,
+// /proxyMode, /configz, /flagz, /statusz, /healthz, which answers "ok" as long as the process does, and
 // with Profiling /debug/pprof/, and /debug/flags/v, which takes PUT. A collector that fails is logged to the logger
 // in ctx and does not keep the others' metrics from being read.
 func MetricsHandler(ctx context.Context, cfg MetricsConfig) http.Handler {
 	mux := http.NewServeMux()
+	log := gatherLog{klog.FromContext(ctx)}
 	mux.Handle("/metrics", promhttp.HandlerFor(cfg.Gatherer, promhttp.HandlerOpts{
 		ErrorHandling: promhttp.ContinueOnError,
-		ErrorLog:      gatherLog{klog.FromContext(ctx)},
+		ErrorLog:      log,
 	}))
+	indicators := newSLIs(log)
+	mux.Handle("/metrics/slis", indicators)
 	mux.Handle("/proxyMode", text(cfg.ProxyMode))
-	mux.Handle("/healthz", text("ok"))
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) {
+		indicators.ping()
+		text("ok").ServeHTTP(w, r)
+	})
+	mux.Handle("/flagz", flagz(cfg.Flags))
+	paths := []string{"/flagz", "/healthz", "/metrics", "/proxyMode", "/statusz"}
 	if cfg.Config != nil {
-		mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) {
-			body, err := json.Marshal(cfg.Config)
-			if err != nil {
-				http.Error(w, err.Error(), http.StatusInternalServerError)
-				return
-			}
-			w.Header().Set("Content-Type", "application/json")
-			w.Header().Set("X-Content-Type-Options", "nosniff")
-			_, _ = w.Write(body) // the reader has gone: nobody is left to tell
-		})
+		mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) { serveJSON(w, cfg.Config) })
+		paths = append(paths, "/configz")
 	}
+	if cfg.Profiling {
+		paths = append(paths, "/debug")
+	}
+	mux.Handle("/statusz", statusz(cfg.Version, time.Now(), paths))
 	if cfg.Profiling {
 		if cfg.SetVerbosity != nil {
 			mux.Handle("PUT /debug/flags/v", verbosity(cfg.SetVerbosity))

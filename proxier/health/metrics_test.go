@@ -51,6 +51,66 @@ func TestMetricsHandler(t *testing.T) {
 	}
 }
 
+// TestPagesForDebugging: flags, what runs, and indicators are there as Kubernetes'
+// components have them, in text or as objects.
+func TestPagesForDebugging(t *testing.T) {
+	h := health.MetricsHandler(t.Context(), health.MetricsConfig{
+		Gatherer: prometheus.NewRegistry(), Config: 1, Version: "v1.2.3", Flags: map[string]string{"v": "2", "config": "/x"},
+	})
+	for _, tt := range []struct {
+		path, accept string
+		code         int
+		parts        []string
+	}{
+		{"/flagz", "", 200, []string{"\nfairlead flagz\nWarning: This endpoint is not meant to be machine parseable", "\n\nconfig=/x\nv=2\n"}},
+		{"/flagz", "text/html, */*;q=0.8", 200, []string{"fairlead flagz"}},
+		{"/flagz", "application/json;v=v1beta1;g=config.k8s.io;as=Flagz", 200, []string{
+			`{"apiVersion":"config.k8s.io/v1beta1","flags":{"config":"/x","v":"2"},"kind":"Flagz","metadata":{"name":"fairlead"}}`,
+		}},
+		{"/flagz", "application/json", 406, []string{"application/json;v=v1beta1;g=config.k8s.io;as=Flagz"}},
+		{"/flagz", "application/json;v=v1beta1;g=config.k8s.io;as=Statusz", 406, nil},
+		{"/statusz", "", 200, []string{"\nfairlead statusz\nWarning: ", "\nStarted: ", "\nUp: 0 hr 00 min ", "\nGo version: go1", "\nBinary version: v1.2.3\n", "\nPaths: /configz /flagz /healthz /metrics /proxyMode /statusz\n"}},
+		{"/statusz", "application/json;v=v1alpha1;g=config.k8s.io;as=Statusz, text/plain", 200, []string{
+			`"apiVersion":"config.k8s.io/v1alpha1","binaryVersion":"v1.2.3","goVersion":"go1`, `"paths":["/configz","/flagz","/healthz"`, `"uptimeSeconds":`, `"startTime":"2`,
+		}},
+		{"/statusz", "image/png", 406, nil},
+	} {
+		r := httptest.NewRequest(http.MethodGet, tt.path, nil)
+		r.Header.Set("Accept", tt.accept)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != tt.code {
+			t.Errorf("%s, %q: got %d, want %d", tt.path, tt.accept, w.Code, tt.code)
+		}
+		for _, part := range tt.parts {
+			if !strings.Contains(w.Body.String(), part) {
+				t.Errorf("%s, %q: got %q, want %q in it", tt.path, tt.accept, w.Body, part)
+			}
+		}
+	}
+}
+
+// TestIndicators: health checks are counted, and DELETE forgets them.
+func TestIndicators(t *testing.T) {
+	h := health.MetricsHandler(t.Context(), health.MetricsConfig{Gatherer: prometheus.NewRegistry()})
+	get(h, "/healthz")
+	get(h, "/healthz")
+	body := get(h, "/metrics/slis").Body.String()
+	for _, want := range []string{
+		"\nkubernetes_healthcheck{name=\"ping\",type=\"healthz\"} 1\n",
+		"\nkubernetes_healthchecks_total{name=\"ping\",status=\"success\",type=\"healthz\"} 2\n",
+	} {
+		if !strings.Contains(body, want) {
+			t.Errorf("got %q, want %q in it", body, want)
+		}
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodDelete, "/metrics/slis", nil))
+	if body := get(h, "/metrics/slis").Body.String(); w.Code != 200 || strings.Contains(body, "ping") {
+		t.Errorf("after DELETE, %d: got %q", w.Code, body)
+	}
+}
+
 // TestVerbosity: with profiling, PUT sets what the log has, if it makes sense.
 func TestVerbosity(t *testing.T) {
 	var set []string
