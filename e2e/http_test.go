@@ -144,8 +144,7 @@ func series(t *testing.T, body string) string {
 	return strings.Join(out, "")
 }
 
-// kubeProxySeries are those of kube-proxy v1.36 in the mode, but that of node ports on
-// 127.0.0.1 (docs/differences.md).
+// kubeProxySeries are those of kube-proxy v1.36 in the mode.
 func kubeProxySeries() []string {
 	out := []string{
 		"kubeproxy_sync_proxy_rules_endpoint_changes_pending",
@@ -171,6 +170,7 @@ func kubeProxySeries() []string {
 	}
 	if *proxyMode == "iptables" {
 		out = append(out, "kubeproxy_iptables_ct_state_invalid_dropped_packets_total")
+		out = append(out, "kubeproxy_iptables_localhost_nodeports_accepted_packets_total")
 		names = append(names, "sync_full_proxy_rules_duration_seconds", "sync_partial_proxy_rules_duration_seconds",
 			"sync_proxy_rules_iptables_partial_restore_failures_total")
 	}

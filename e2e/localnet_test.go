@@ -4,12 +4,16 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"fairlead/e2e/lab"
+	"fairlead/nat/nfacct"
 	"fairlead/proxier/model"
 )
 
@@ -47,8 +51,24 @@ func TestKernelLocalhostNodePorts(t *testing.T) {
 		on := startAgent(ctx, t, node, v, "--manifests", dir.path)
 		on.waitSynced(ctx, 0)
 		check("asked for", "1", true, true)
+		for range 2 { // and who asks the node's own address is not counted
+			local.Once(ctx)
+		}
+		direct := local
+		direct.To = netip.AddrPortFrom(node.Addr(model.IPv4), 30080)
+		if r := direct.Once(ctx); r.Outcome != lab.Answered {
+			t.Error(r)
+		}
+		if *proxyMode == "iptables" {
+			if got := metric(ctx, t, on, "kubeproxy_iptables_localhost_nodeports_accepted_packets_total"); got != "3" {
+				t.Errorf("%s connections to node ports on 127.0.0.1 are counted, want 3", got)
+			}
+		}
 		on.stop()
 		cleanUp(ctx, t, node)
+		if err := node.Do(func() error { _, err := nfacct.Packets(nfacct.LocalhostAccepted); return err }); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("after cleanup: read the counter: %v, want %v", err, unix.ENOENT)
+		}
 		check("after cleanup", "0", false, false)
 	})
 }

@@ -7,6 +7,7 @@ package nat
 
 import (
 	"fmt"
+	"slices"
 
 	"fairlead/iptables/ruleset"
 )
@@ -62,17 +63,17 @@ func isItself(set string) string { return "-m set --match-set " + set + " dst,ds
 
 // Chains returns the chains for a mark bit from 0 to 31. What is from and to an
 // endpoint in the set loopBack is masqueraded without a mark; an empty name means
-// that there is no such set.
+// that there is no such set. Rules of counts, which have no target, count what is marked.
 //
 // The mark is taken off before masquerading: it would otherwise stay on the
 // packet through encapsulation, and the outer packet of a VXLAN would be
 // masqueraded too. MASQUERADE picks ports fully at random, which makes it
 // unlikely that two flows race for the same one (kubernetes/kubernetes#56903).
-func Chains(masqueradeBit int, loopBack string) map[ruleset.ChainKey]*ruleset.Chain {
+func Chains(masqueradeBit int, loopBack string, counts ...ruleset.Rule) map[ruleset.ChainKey]*ruleset.Chain {
 	if loopBack == "" {
-		return chains(masqueradeBit, "")
+		return chains(masqueradeBit, "", counts...)
 	}
-	return chains(masqueradeBit, ReachesItself(loopBack))
+	return chains(masqueradeBit, ReachesItself(loopBack), counts...)
 }
 
 // IPVSChains returns the chains for IPVS mode. What IPVS translates, connection
@@ -83,7 +84,7 @@ func IPVSChains(masqueradeBit int, loopBack string) map[ruleset.ChainKey]*rulese
 }
 
 // chains masquerades what matches itself, unless that is empty, and what is marked.
-func chains(masqueradeBit int, itself string) map[ruleset.ChainKey]*ruleset.Chain {
+func chains(masqueradeBit int, itself string, counts ...ruleset.Rule) map[ruleset.ChainKey]*ruleset.Chain {
 	mark, clear := Mark(masqueradeBit), fmt.Sprintf("%#x/0x0", uint32(1)<<masqueradeBit)
 	var rules []ruleset.Rule
 	if itself != "" {
@@ -94,10 +95,12 @@ func chains(masqueradeBit int, itself string) map[ruleset.ChainKey]*ruleset.Chai
 		{Table: ruleset.NAT, Name: MarkMasq}: {Rules: []ruleset.Rule{
 			ruleset.Rule("-j MARK --set-xmark " + mark),
 		}},
-		{Table: ruleset.NAT, Name: postrouting}: {Rules: append(rules,
-			ruleset.Rule("-m mark ! --mark "+mark+" -j RETURN"),
-			ruleset.Rule("-j MARK --set-xmark "+clear),
-			`-m comment --comment "kubernetes service traffic requiring SNAT" `+masquerade,
-		)},
+		{Table: ruleset.NAT, Name: postrouting}: {Rules: slices.Concat(rules,
+			[]ruleset.Rule{ruleset.Rule("-m mark ! --mark " + mark + " -j RETURN")},
+			counts,
+			[]ruleset.Rule{
+				ruleset.Rule("-j MARK --set-xmark " + clear),
+				`-m comment --comment "kubernetes service traffic requiring SNAT" ` + masquerade,
+			})},
 	}
 }

@@ -29,7 +29,7 @@ type beside struct {
 
 func newBeside(ctx context.Context, cfg *agentConfig, node *nodeKernel, settings *sysctl.Settings, src source.Source, reg prometheus.Registerer) *beside {
 	b := &beside{
-		cfg: cfg, node: node, settings: settings, owns: newOwnership(cfg.StateFile, reg),
+		cfg: cfg, node: node, settings: settings, owns: newOwnership(cfg.StateFile, node.families, reg),
 		egress: readEgress(ctx, cfg), ports: newHostPortMetrics(reg, node.families),
 	}
 	b.warner, _ = src.(podWarner) // as apiserver's is; a directory has nowhere to write Events

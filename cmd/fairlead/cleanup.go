@@ -215,15 +215,17 @@ func cleanServices(ctx context.Context, excluded []netip.Prefix) error {
 			klog.FromContext(ctx).Info("Sets are not looked for", "ipFamily", f, "reason", err.Error())
 		}
 	}
-	removeCounter(ctx)
+	removeCounters(ctx)
 	return errors.Join(errs...)
 }
 
-// removeCounter removes the counter of what was dropped as invalid, unless rules
-// of others count with it.
-func removeCounter(ctx context.Context) {
-	if err := onceFree(func() error { return nfacct.Delete(nfacct.InvalidDropped) }); err != nil {
-		klog.FromContext(ctx).V(2).Info("A counter stays", "reason", err.Error())
+// removeCounters removes the counters that rules have counted with, unless rules of
+// others do.
+func removeCounters(ctx context.Context) {
+	for _, name := range []string{nfacct.InvalidDropped, nfacct.LocalhostAccepted} {
+		if err := onceFree(func() error { return nfacct.Delete(name) }); err != nil {
+			klog.FromContext(ctx).V(2).Info("A counter stays", "counter", name, "reason", err.Error())
+		}
 	}
 }
 

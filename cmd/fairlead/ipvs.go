@@ -21,6 +21,7 @@ import (
 	"fairlead/ipvs/servers"
 	"fairlead/nat"
 	"fairlead/nat/ipset"
+	"fairlead/nat/nfacct"
 	"fairlead/nat/sysctl"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
@@ -120,7 +121,7 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 	sysctl.Warn(ctx, problems)
 	rules.MasqueradeNeighbours = !passes
 	if !rules.KeepInvalid {
-		rules.InvalidCounter = node.invalidCounter(ctx, f)
+		rules.InvalidCounter = node.counter(ctx, f, nfacct.InvalidDropped)
 	}
 	dev, err := device.New(device.Name, ipv6)
 	if err != nil {

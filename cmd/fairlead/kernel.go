@@ -118,19 +118,18 @@ func (n *nodeKernel) canCompact(ctx context.Context, loops iptables.Loops, rules
 	return reason == ""
 }
 
-// invalidCounter returns the counter for what a family drops as invalid, empty
-// where rules cannot count.
-func (n *nodeKernel) invalidCounter(ctx context.Context, f model.Family) string {
-	err := nfacct.Create(nfacct.InvalidDropped)
+// counter returns the name of a counter for rules of a family, made if it was not there,
+// and empty where rules cannot count.
+func (n *nodeKernel) counter(ctx context.Context, f model.Family, name string) string {
+	err := nfacct.Create(name)
 	if err == nil {
-		err = iptables.ProbeCounter(ctx, ruleset.SystemExec{}, n.commands[f], nfacct.InvalidDropped)
+		err = iptables.ProbeCounter(ctx, ruleset.SystemExec{}, n.commands[f], name)
 	}
 	if err != nil {
-		klog.FromContext(ctx).V(2).Info("Packets that are dropped as invalid are not counted, as rules cannot count here",
-			"ipFamily", f, "reason", err.Error())
+		klog.FromContext(ctx).V(2).Info("Rules cannot count here, a metric stays at 0", "counter", name, "ipFamily", f, "reason", err.Error())
 		return ""
 	}
-	return nfacct.InvalidDropped
+	return name
 }
 
 // engine returns the one writer of a family's rules.

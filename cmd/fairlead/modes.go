@@ -13,8 +13,10 @@ import (
 	"k8s.io/klog/v2"
 
 	"fairlead/iptables"
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
 	"fairlead/nat"
+	"fairlead/nat/nfacct"
 	"fairlead/nat/sysctl"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
@@ -57,6 +59,7 @@ func newBackend(ctx context.Context, cfg *agentConfig, node *nodeKernel, setting
 		if name == iptablesName && len(node.commands) == len(node.families) {
 			b := &iptablesBackend{cfg: cfg, node: node, settings: settings, metrics: iptables.NewMetrics(reg, node.families)}
 			b.device.Store(int32(len(node.families)))
+			nfacct.RegisterLocalhostAccepted(reg)
 			return b, nil
 		}
 		b, err := newOther(ctx, name, cfg, node, settings, reg)
@@ -113,7 +116,7 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	}
 	adaptTo(ctx, b.settings, &rules)
 	if !rules.KeepInvalid {
-		rules.InvalidCounter = node.invalidCounter(ctx, f)
+		rules.InvalidCounter = node.counter(ctx, f, nfacct.InvalidDropped)
 	}
 	loops := node.loops(f)
 	rules.Compact = cfg.IPTables.Compact && node.canCompact(ctx, loops, rules)
@@ -125,7 +128,11 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	if rules.Compact {
 		loopBack = loops.Name()
 	}
-	engine.Stage(nat.Chains(cfg.IPTables.MasqueradeBit, loopBack))
+	localhost := ""
+	if f == model.IPv4 && cfg.IPTables.LocalhostNodePorts {
+		localhost = node.counter(ctx, f, nfacct.LocalhostAccepted)
+	}
+	engine.Stage(nat.Chains(cfg.IPTables.MasqueradeBit, loopBack, idiom.FromLocalhost(localhost)...))
 	watched(engine, w)
 	engine.Use(reading)
 	mode := iptables.New(rules, engine, node.sets[f], loops, b.metrics)

@@ -50,7 +50,7 @@ type owned struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-func newOwnership(path string, reg prometheus.Registerer) *ownership {
+func newOwnership(path string, families []model.Family, reg prometheus.Registerer) *ownership {
 	o := &ownership{
 		path: path, state: ownedState{Version: buildVersion(), Families: map[string]map[string]owned{}},
 		gauge: prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -59,6 +59,11 @@ func newOwnership(path string, reg prometheus.Registerer) *ownership {
 		}, []string{"ip_family", "part"}),
 	}
 	reg.MustRegister(o.gauge)
+	for _, f := range families {
+		for _, part := range []string{ownsServices, ownsHostPorts, ownsPodMasquerade} {
+			o.gauge.WithLabelValues(f.String(), part)
+		}
+	}
 	return o
 }
 

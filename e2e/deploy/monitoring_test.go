@@ -122,7 +122,7 @@ func scrape(ctx context.Context, t *testing.T) map[string]bool {
 	}}}
 	for {
 		families, err := get(ctx, client)
-		if err == nil && slices.ContainsFunc(families["fairlead_owned"].GetMetric(), isOfServices) { // it has synced
+		if err == nil && slices.ContainsFunc(families["fairlead_owned"].GetMetric(), ownsServices) { // it has synced
 			return names(families)
 		}
 		select {
@@ -133,8 +133,8 @@ func scrape(ctx context.Context, t *testing.T) map[string]bool {
 	}
 }
 
-func isOfServices(m *dto.Metric) bool {
-	return slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetValue() == "services" })
+func ownsServices(m *dto.Metric) bool {
+	return m.GetGauge().GetValue() == 1 && slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetValue() == "services" })
 }
 
 func get(ctx context.Context, client *http.Client) (map[string]*dto.MetricFamily, error) {

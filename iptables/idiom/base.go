@@ -70,6 +70,15 @@ func Counted(name string) string {
 	return "-m nfacct --nfacct-name  " + name + " "
 }
 
+// FromLocalhost counts, among what is masqueraded, connections to ports of 127.0.0.0/8,
+// with an nfacct object. No rules where its name is empty.
+func FromLocalhost(counter string) []ruleset.Rule {
+	if counter == "" {
+		return nil
+	}
+	return []ruleset.Rule{Spec{More: "-m conntrack --ctorigdst 127.0.0.0/8 " + Counted(counter)}.Rule()}
+}
+
 // Refusals returns in words what the engine reports as refused.
 func Refusals(res ruleset.Result) []string {
 	var out []string

@@ -15,9 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InvalidDropped counts the packets that were dropped because conntrack found
-// them invalid. The name is kube-proxy's.
-const InvalidDropped = "ct_state_invalid_dropped_pkts"
+// The names are kube-proxy's.
+const (
+	// InvalidDropped counts the packets that were dropped because conntrack found
+	// them invalid.
+	InvalidDropped = "ct_state_invalid_dropped_pkts"
+	// LocalhostAccepted counts the connections to node ports on 127.0.0.0/8.
+	LocalhostAccepted = "localhost_nps_accepted_pkts"
+)
 
 const (
 	subsystem = 7 // NFNL_SUBSYS_ACCT
@@ -69,6 +74,21 @@ func Delete(name string) error {
 		return fmt.Errorf("remove counter %s: %w", name, err)
 	}
 	return nil
+}
+
+// RegisterLocalhostAccepted registers the metric of LocalhostAccepted on reg, under
+// kube-proxy's name. It is 0 while there is no such counter.
+func RegisterLocalhostAccepted(reg prometheus.Registerer) {
+	reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+		Help: "First packets of connections to node ports on 127.0.0.0/8.",
+	}, func() float64 {
+		n, err := Packets(LocalhostAccepted)
+		if err != nil {
+			return 0
+		}
+		return float64(n)
+	}))
 }
 
 // request returns a message about a counter.
