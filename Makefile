@@ -21,7 +21,7 @@ TEST_UML := $(BIN)/uml go-test -json -timeout 20m -run Kernel $(UML)
 TEST_UML += || true; $(BIN)/uml go-test -json -run '^TestKernelSCTP$$/^legacy$$' ./e2e
 # What is the same in every mode, with the variant that the second kernel has, and what
 # is of IPVS mode alone.
-MODES    := 'TestKernel(HostPort(AfterServices|Moves|OfServices|OutsideOfServices|Stale|Addresses|LoopbackOutOfReach|NoBridgeNetfilter|sOfOthers)?|PodMasquerade(Tunnel|File)?|ManyExempt|PolicyWins|Restart|UDPFlowsFollow|ManifestNeverParsed|OthersRulesStay|ForeignChangesHeal|DropPolicies|NoBridgeNetfilter)$$/legacy|TestKernel(NodePortAddresses|Metrics|IPVS.*)$$|TestKernelKubeProxy$$/^ipvs|TestKernelHostPortMatrix$$/.*/legacy|TestKernelCoexistence$$/both/legacy'
+MODES    := 'TestKernel(HostPort(AfterServices|Moves|OfServices|OutsideOfServices|Stale|Addresses|LoopbackOutOfReach|NoBridgeNetfilter|sOfOthers)?|PodMasquerade(Tunnel|File)?|ManyExempt|PolicyWins|Restart|UDPFlowsFollow|ManifestNeverParsed|OthersRulesStay|ForeignChangesHeal|DropPolicies|NoBridgeNetfilter)$$/legacy|TestKernel(NodePortAddresses|Metrics|IPVS.*)$$|TestKernelKubeProxy$$/^ipvs|TestKernelServiceMetrics$$/.*/legacy|TestKernelHostPortMatrix$$/.*/legacy|TestKernelCoexistence$$/both/legacy'
 TEST_UML += || true; $(BIN)/uml go-test -json -timeout 20m -run $(MODES) ./e2e -args -proxy-mode=ipvs
 
 .PHONY: help

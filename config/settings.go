@@ -56,6 +56,7 @@ type Settings struct {
 	Conntrack     Conntrack
 	PodMasquerade PodMasquerade
 	HostPorts     HostPorts
+	Traffic       Traffic
 	CNIConfDir    string
 
 	// given tells where a setting has been given, by flag, or by field where there is
@@ -115,6 +116,12 @@ type HostPorts struct {
 	ProtectedPorts []string
 }
 
+// Traffic says of which Services metrics tell what they carry.
+type Traffic struct {
+	Services []string // namespaces, and Services as namespace/name; * for all
+	Limit    int      // of ports with series of their own, in each family
+}
+
 // VModule is a list of file=verbosity with commas between, as klog has it.
 type VModule string
 
@@ -142,6 +149,7 @@ func Default() *Settings {
 		},
 		PodMasquerade: PodMasquerade{Mode: "auto", Config: "/etc/config/ip-masq-agent", RandomFully: true},
 		HostPorts:     HostPorts{Mode: "auto", ProtectedPorts: []string{"22/tcp", "6443/tcp", "10250/tcp", "8472/udp"}},
+		Traffic:       Traffic{Limit: 100},
 		CNIConfDir:    "/etc/cni/net.d",
 		given:         map[string]string{},
 	}

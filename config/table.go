@@ -173,6 +173,8 @@ func (s *Settings) process() []setting {
 	return []setting{
 		{flag: "healthz-bind-address", field: "healthzBindAddress", in: kubeProxy, value: &s.HealthzAddress, zeroIsDefault: true, usage: "Address and port of /healthz, /livez and /readyz; empty means none, and in a file the default."},
 		{flag: "metrics-bind-address", field: "metricsBindAddress", in: kubeProxy, value: &s.MetricsAddress, zeroIsDefault: true, usage: "Address and port of /metrics, /proxyMode and /configz; empty means none, and in a file the default."},
+		{flag: "service-metrics", field: "serviceMetrics.services", in: fairlead, value: &s.Traffic.Services, usage: "Services of which /metrics tells connections, and in IPVS mode packets and bytes: namespaces, and Services as namespace/name, with commas between; * for all. What other Services carry is one series. Not in nftables mode."},
+		{flag: "service-metrics-limit", field: "serviceMetrics.limit", in: fairlead, value: &s.Traffic.Limit, usage: "How many ports of Services have such metrics of their own in each family. What is beyond is in the series of the others."},
 		{flag: "bind-address-hard-fail", field: "bindAddressHardFail", in: kubeProxy, value: &s.BindHardFail, usage: "Exit when an address cannot be bound, instead of trying again."},
 		{flag: "profiling", field: "enableProfiling", in: kubeProxy, value: &s.Profiling, usage: "Serve /debug/pprof and /debug/flags/v beside /metrics."},
 		{flag: "oom-score-adj", field: "oomScoreAdj", in: kubeProxy, value: &s.OOMScoreAdj, usage: "How soon the kernel ends the agent when memory runs out, from -1000, never, to 1000. Without the permission it stays as it is."},

@@ -20,6 +20,7 @@ import (
 	"fairlead/proxier/model"
 	"fairlead/proxier/source"
 	"fairlead/proxier/source/apiserver"
+	"fairlead/proxier/traffic"
 )
 
 // agentConfig is what the agent was told, checked, and in the form that its parts take.
@@ -41,8 +42,9 @@ type agentConfig struct {
 	policy                 source.Policy
 	egress                 egress.Config // where no file says otherwise
 	protected              map[portmap.Port]string
-	healthz, metrics       string          // addresses with ports
-	startupTaint           apiserver.Taint // no key: none
+	counted                traffic.Selection // of which Services metrics tell what they carry
+	healthz, metrics       string            // addresses with ports
+	startupTaint           apiserver.Taint   // no key: none
 }
 
 // check makes of settings what the agent takes. Its errors name flag or field, the value
@@ -51,7 +53,7 @@ func check(s *config.Settings) (*agentConfig, error) {
 	cfg := &agentConfig{Settings: s}
 	for _, set := range []func() error{
 		cfg.setMode, cfg.setIPVS, cfg.setBalancing, cfg.setVariant, cfg.setPodCIDRs, cfg.setPolicy, cfg.setLocalDetection, cfg.setNodePorts,
-		cfg.setNodeName, cfg.checkNumbers, cfg.checkChoices, cfg.setAddresses, cfg.setEgress, cfg.setProtected, cfg.setStartupTaint,
+		cfg.setNodeName, cfg.checkNumbers, cfg.checkChoices, cfg.setAddresses, cfg.setEgress, cfg.setProtected, cfg.setStartupTaint, cfg.setTraffic,
 	} {
 		if err := set(); err != nil {
 			return nil, err

@@ -53,6 +53,8 @@ func TestCheckSaysWhere(t *testing.T) {
 		head + "logging: {format: xml}":                           `:3: logging.format "xml" is unknown; use text or json`,
 		head + "clientConnection: {contentType: text/plain}":      `:3: clientConnection.contentType "text/plain" is unknown`,
 		own + "hostPorts: {mode: maybe}":                          `:3: hostPorts.mode "maybe" is unknown; use auto, on or off`,
+		own + "serviceMetrics: {services: [a/b/c]}":               `:3: serviceMetrics.services "a/b/c" is neither a namespace nor a Service; write it like`,
+		own + "serviceMetrics: {limit: -1}":                       ":3: serviceMetrics.limit -1 must not be below 0",
 		own + "startupTaint: 'a b'":                               `:3: startupTaint "a b" is not a taint; write it like`,
 		own + "startupTaint: a:Never":                             `:3: startupTaint "a:Never" is not a taint`,
 		own + "manifests: /m\nstartupTaint: a":                    ":4: startupTaint needs an API server",

@@ -15,6 +15,7 @@ import (
 	"fairlead/portmap"
 	"fairlead/proxier/model"
 	"fairlead/proxier/source"
+	"fairlead/proxier/traffic"
 )
 
 // checkNumbers checks that numbers and durations are in their bounds.
@@ -60,7 +61,7 @@ func (c *agentConfig) checkNotNegative() error {
 		number("conntrack-tcp-timeout-close-wait", c.Conntrack.TCPCloseWaitTimeout),
 		number("conntrack-udp-timeout", c.Conntrack.UDPTimeout), number("conntrack-udp-timeout-stream", c.Conntrack.UDPStreamTimeout),
 		number("ipvs-tcp-timeout", c.IPVS.TCPTimeout), number("ipvs-tcpfin-timeout", c.IPVS.TCPFinTimeout),
-		number("ipvs-udp-timeout", c.IPVS.UDPTimeout), number("ipvs-graceful-period", c.IPVS.GracePeriod),
+		number("service-metrics-limit", c.Traffic.Limit), number("ipvs-udp-timeout", c.IPVS.UDPTimeout), number("ipvs-graceful-period", c.IPVS.GracePeriod),
 	} {
 		if n.value < 0 {
 			return fmt.Errorf("%s %v must not be below 0", c.Where(n.flag), n.shown)
@@ -122,6 +123,14 @@ func (c *agentConfig) setEgress() error {
 	var err error
 	if c.egress.NonMasquerade, err = egress.ParseCIDRs(c.PodMasquerade.NonMasqueradeCIDRs); err != nil {
 		return fmt.Errorf("%s: %w", c.Where("non-masquerade-cidrs"), err)
+	}
+	return nil
+}
+
+// setTraffic reads of which Services metrics tell what they carry.
+func (c *agentConfig) setTraffic() (err error) {
+	if c.counted, err = traffic.ParseSelection(c.Traffic.Services); err != nil {
+		return fmt.Errorf("%s %w", c.Where("service-metrics"), err)
 	}
 	return nil
 }

@@ -135,7 +135,13 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 		Servers: b.servers[f], Device: dev, Rules: engine, Now: time.Now, Set: ipvsSets(f),
 	})
 	followers := []proxier.Follower{&clientSets{family: f}, b.reserved.family(f)}
-	return served{mode: mode, engine: engine, watcher: w, followers: followers, adopters: []adopter{mode}}, nil
+	counted, err := servers.New(ipv6) // with sockets of its own, so that nobody waits for who reads metrics
+	if err != nil {
+		return served{}, err
+	}
+	return served{
+		mode: mode, engine: engine, watcher: w, followers: followers, adopters: []adopter{mode}, counters: ipvs.NewTraffic(counted),
+	}, nil
 }
 
 // ipvsSets opens the sets of a family.

@@ -44,6 +44,8 @@ type served struct {
 	// moved returns, once, where UDP flows went by something that has gone since; it
 	// may be nil.
 	moved func() []netip.AddrPort
+	// counters are nil where the mode counts nothing for Services.
+	counters counters
 }
 
 // adopter tells what it has found.
@@ -141,5 +143,6 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	}
 	return served{
 		mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{left}, adopters: []adopter{mode}, moved: left.moved,
+		counters: iptables.NewTraffic(node.countedRules(f)),
 	}, nil
 }

@@ -83,6 +83,8 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 		g.Go(func() error { removeStartupTaint(ctx, cfg, src, state.Ready()); return nil })
 	}
 	warner, _ := src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
+	carried := newTraffic(ctx, cfg, mode.name(), reg)
+	g.Go(func() error { carried.run(ctx, state.Ready()); return nil })
 	flowMetrics := conntrack.NewMetrics(reg, node.families)
 	for _, f := range node.families {
 		checks := newHealthChecks(f, state, warner)
@@ -92,6 +94,7 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 			return err
 		}
 		followers := append(own.followers, &leftovers{family: f, keep: mode.name() == nftablesName})
+		followers = append(followers, carried.followers(f, own.counters)...)
 		pods, ports := beside.podEgress(ctx, f, own), beside.hostPorts(ctx, f, own)
 		followers = append(followers, pods, newFlows(f, own, ports, flowMetrics), checks, small.follower(), servicesOwned{beside.owns.of(ctx, f, ownsServices)})
 		if f == model.IPv4 && (cfg.IPTables.LocalhostNodePorts || cfg.HostPorts.Localhost) {

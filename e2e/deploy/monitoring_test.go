@@ -104,7 +104,7 @@ func scrape(ctx context.Context, t *testing.T) map[string]bool {
 		}
 	})
 	node := l.Nodes[0]
-	cmd := node.Command(ctx, agent, "--manifests", t.TempDir(), "--hostname-override", node.Label, "--iptables-variant=nft", "--state-file=", "--cni-conf-dir="+dir)
+	cmd := node.Command(ctx, agent, "--manifests", t.TempDir(), "--hostname-override", node.Label, "--iptables-variant=nft", "--service-metrics=*", "--state-file=", "--cni-conf-dir="+dir)
 	var log strings.Builder
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {

@@ -201,7 +201,16 @@ func (p *parser) parseRule(line []byte) error {
 	if string(name) != p.name {
 		p.name = string(name)
 	}
-	p.v.rule(ChainKey{p.table, p.name}, bytes.TrimRight(text, " "))
+	text = bytes.TrimRight(text, " ")
+	if c, ok := p.v.(counter); ok {
+		n, err := packetsOf(line)
+		if err != nil {
+			return fmt.Errorf("rule without counters %.100q", line)
+		}
+		c.counted(ChainKey{p.table, p.name}, n, text)
+		return nil
+	}
+	p.v.rule(ChainKey{p.table, p.name}, text)
 	return nil
 }
 

@@ -99,6 +99,25 @@ func (k *Kernel) List() ([]Listed, error) {
 	return out, nil
 }
 
+// Stats returns what has passed through each virtual server of the family. It takes one
+// dump.
+func (k *Kernel) Stats() (map[Key]Stats, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all, err := k.handle.GetServices()
+	if err != nil {
+		return nil, fmt.Errorf("list virtual servers: %w", err)
+	}
+	out := make(map[Key]Stats, len(all))
+	for _, s := range all {
+		if s.AddressFamily == k.family && s.FWMark == 0 {
+			l := k.parse(s)
+			out[l.Key] = l.Stats
+		}
+	}
+	return out, nil
+}
+
 // Get returns one virtual server with its destinations.
 func (k *Kernel) Get(key Key) (Listed, error) {
 	k.mu.Lock()
