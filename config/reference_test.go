@@ -63,7 +63,7 @@ iptables:
 - A field that is unknown, or there twice, is a warning with file and line, and all else
   holds. A value that makes no sense ends the start with one line that says where it is.
 - A changed file takes effect at once: the agent starts anew in the same process, and the
-  rules stay. If it makes no sense, the log says so, ` + "`fairlead_config_refused`" + ` is 1, and what
+  rules stay. If it makes no sense, or is impossible on this node, the log says so, ` + "`fairlead_config_refused`" + ` is 1, and what
   was said before holds.
 - ` + "`--write-config-to FILE`" + ` writes what flags or a file say, with all defaults;
   ` + "`/configz`" + ` beside the metrics tells it of a running agent.

@@ -56,7 +56,7 @@ func (c *configMap) set(fields string) {
 
 // TestKernelConfigFile: the agent does what the file of a ConfigMap says. A change takes
 // effect in the same process, and not one connection fails for it; a file that makes no
-// sense is refused, and all goes on.
+// sense, or is impossible on this node, is refused, and all goes on.
 func TestKernelConfigFile(t *testing.T) {
 	forVariants(t, func(t *testing.T, l *lab.Lab, v lab.Variant) {
 		ctx := testContext(t)
@@ -95,6 +95,14 @@ func TestKernelConfigFile(t *testing.T) {
 		if _, body := fetch(ctx, t, a, "http://127.0.0.1:10249/metrics"); !strings.Contains(body, "\nfairlead_config_refused 1\n") {
 			t.Error("fairlead_config_refused is not 1")
 		}
+		taken, err := node.Listen(ctx, "tcp", "127.0.0.1:10299")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer taken.Close()
+		from = len(a.log())
+		cm.set("metricsBindAddress: 127.0.0.1:10299\n")
+		a.waitLog(ctx, from, 1, "Refused the changed configuration", cm.file()+":4: metricsBindAddress: listen tcp 127.0.0.1:10299: bind: address already in use")
 		from = len(a.log())
 		cm.set("iptables: {masqueradeBit: 15}\n")
 		a.waitSynced(ctx, from)

@@ -11,11 +11,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"fairlead/e2e/lab"
+	"fairlead/proxier/model"
 )
 
 // TestKernelIPVSAbsent: an agent that is to have IPVS mode and nothing else says in one
 // line which module is missing and how to load it, and leaves rules alone; with a list
-// of modes it takes the next one.
+// of modes it takes the next one. One that runs goes on where its file changes to that mode.
 func TestKernelIPVSAbsent(t *testing.T) {
 	ctx := testContext(t)
 	if _, err := os.Stat("/proc/net/ip_vs"); err == nil {
@@ -36,6 +37,22 @@ func TestKernelIPVSAbsent(t *testing.T) {
 	a := startAgent(ctx, t, node, v, "--manifests", dir.path, "--proxy-mode", "ipvs,iptables")
 	a.waitSynced(ctx, 0)
 	a.waitLog(ctx, 0, 1, "cannot have a mode that is preferred", "modprobe ip_vs")
+	a.stop()
+
+	cm := newConfigMap(t)
+	cm.set("mode: iptables\n")
+	a = startAgent(ctx, t, node, v, "--manifests", dir.path, "--config", cm.file())
+	a.waitSynced(ctx, 0)
+	from := len(a.log())
+	cm.set("mode: ipvs\n") // makes sense, but not here: the agent goes on as it is
+	a.waitLog(ctx, from, 1, "Refused the changed configuration", cm.file()+":4: mode ipvs: ", "modprobe ip_vs")
+	if r := webProbe(node.Pods[1], model.IPv4, "tcp").Once(ctx); r.Outcome != lab.Answered {
+		t.Error(r)
+	}
+	if status, body := fetch(ctx, t, a, "http://127.0.0.1:10249/proxyMode"); status != 200 || body != "iptables" {
+		t.Errorf("/proxyMode: got %d %s", status, body)
+	}
+	a.stop()
 }
 
 // ipvsState is what IPVS mode may leave besides rules.

@@ -4,13 +4,16 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -100,7 +103,20 @@ func TestReloader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newReloader(line, s, prometheus.NewRegistry())
+	running, err := check(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newReloader(line, running, prometheus.NewRegistry())
+	r.rehearse = func(_ context.Context, cfg, was *agentConfig) error {
+		if was != running {
+			t.Error("the running configuration is another one")
+		}
+		if cfg.modes[0] == nftablesName {
+			return errors.New("this node cannot")
+		}
+		return nil
+	}
 	for _, c := range []struct {
 		text    string
 		changed bool
@@ -109,11 +125,12 @@ func TestReloader(t *testing.T) {
 		{"# the same\nmode: iptables\n", false, 0},
 		{"mode: magic\n", false, 1},
 		{"mode: [\n", false, 1},
+		{"mode: nftables\n", false, 1},
 		{"mode: iptables\n", false, 0},
 		{"mode: ipvs\n", true, 0},
 	} {
 		put(c.text)
-		changed, err := r.changed()
+		changed, err := r.changed(t.Context())
 		r.tell(t.Context(), err)
 		if got := testutil.ToFloat64(r.refused); changed != c.changed || got != c.refused {
 			t.Errorf("%q: got %t and %v, want %t and %v", c.text, changed, got, c.changed, c.refused)
@@ -122,12 +139,32 @@ func TestReloader(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	if changed, err := r.changed(); changed || err == nil {
+	if changed, err := r.changed(t.Context()); changed || err == nil {
 		t.Errorf("without the file: got %t, %v", changed, err)
 	}
 	put("mode: ipvs\n")
 	if err := r.run(t.Context()); !errors.Is(err, errRestart) {
 		t.Errorf("got %v, want %v", err, errRestart)
+	}
+}
+
+// TestCanListen: an address that somebody else has is told of before the restart, one that
+// is the agent's own is not.
+func TestCanListen(t *testing.T) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	if err := canListen(t.Context(), addr, "0.0.0.0:10256", ""); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("taken: got %v", err)
+	}
+	if err := canListen(t.Context(), addr, strings.Replace(addr, "127.0.0.1", "0.0.0.0", 1)); err != nil {
+		t.Errorf("the agent's own: got %v", err)
+	}
+	if err := errors.Join(l.Close(), canListen(t.Context(), addr, ""), canListen(t.Context(), "", addr)); err != nil {
+		t.Errorf("free, or none: got %v", err)
 	}
 }
 

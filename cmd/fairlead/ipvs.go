@@ -38,22 +38,30 @@ type ipvsBackend struct {
 
 // newIPVSBackend finds out whether this node can have IPVS mode.
 func newIPVSBackend(ctx context.Context, cfg *agentConfig, node *nodeKernel, settings *sysctl.Settings) (*ipvsBackend, error) {
-	b := &ipvsBackend{cfg: cfg, node: node, settings: settings, servers: map[model.Family]*servers.Kernel{}, reserved: newReservedPorts(sysctl.NewReservedPorts(settings))}
-	for _, f := range node.families {
-		k, err := servers.New(f == model.IPv6)
-		if err != nil {
-			return nil, err
-		}
-		b.servers[f] = k
-		if node.sets[f] == nil {
-			return nil, fmt.Errorf("rules cannot use sets here: IPVS mode needs the kernel module ip_set, and the ones for sets of its types")
-		}
-	}
-	if err := probeScheduler(b.servers[node.families[0]], cfg.scheduler.Name); err != nil {
+	b := &ipvsBackend{cfg: cfg, node: node, settings: settings, reserved: newReservedPorts(sysctl.NewReservedPorts(settings))}
+	var err error
+	if b.servers, err = openServers(cfg, node); err != nil {
 		return nil, err
 	}
 	sysctl.Warn(ctx, settings.IPVS(ctx, sysctl.IPVSConfig{StrictARP: cfg.IPVS.StrictARP, Families: node.families}))
 	return b, b.servers[node.families[0]].SetTimeouts(servers.Timeouts{TCP: cfg.IPVS.TCPTimeout, TCPFin: cfg.IPVS.TCPFinTimeout, UDP: cfg.IPVS.UDPTimeout})
+}
+
+// openServers opens what IPVS mode needs, if the kernel has it all. What is returned with
+// an error is to be closed, too.
+func openServers(cfg *agentConfig, node *nodeKernel) (map[model.Family]*servers.Kernel, error) {
+	out := map[model.Family]*servers.Kernel{}
+	for _, f := range node.families {
+		k, err := servers.New(f == model.IPv6)
+		if err != nil {
+			return out, err
+		}
+		out[f] = k
+		if node.sets[f] == nil {
+			return out, fmt.Errorf("rules cannot use sets here: IPVS mode needs the kernel module ip_set, and the ones for sets of its types")
+		}
+	}
+	return out, probeScheduler(out[node.families[0]], cfg.scheduler.Name)
 }
 
 // schedulers tells which of these the kernel has.

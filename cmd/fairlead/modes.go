@@ -69,10 +69,10 @@ func newBackend(ctx context.Context, cfg *agentConfig, node *nodeKernel, setting
 			return b, nil
 		}
 		if len(cfg.modes) == 1 {
-			return nil, fmt.Errorf("--proxy-mode %s: %w", name, err)
+			return nil, fmt.Errorf("%s %s: %w", cfg.Where("proxy-mode"), name, err)
 		}
 		klog.FromContext(ctx).Info("This node cannot have a mode that is preferred", "proxyMode", name, "reason", err.Error())
-		last = fmt.Errorf("--proxy-mode %s: none of these is possible here; %s: %w", cfg.Mode, name, err)
+		last = fmt.Errorf("%s %s: none of these is possible here; %s: %w", cfg.Where("proxy-mode"), cfg.Mode, name, err)
 	}
 	return nil, last
 }

@@ -35,23 +35,25 @@ const recheck = 30 * time.Second
 // reloader watches the configuration file.
 type reloader struct {
 	line    *config.CommandLine
-	running *config.Settings
+	running *agentConfig
 	path    string
-	refused prometheus.Gauge
+	// rehearse tells why an agent that starts with other settings would not do.
+	rehearse func(ctx context.Context, cfg, running *agentConfig) error
+	refused  prometheus.Gauge
 	// told is the last error that the log has.
 	told string
 }
 
-func newReloader(line *config.CommandLine, running *config.Settings, reg prometheus.Registerer) *reloader {
-	r := &reloader{line: line, running: running, path: running.File, refused: prometheus.NewGauge(prometheus.GaugeOpts{
+func newReloader(line *config.CommandLine, running *agentConfig, reg prometheus.Registerer) *reloader {
+	r := &reloader{line: line, running: running, path: running.File, rehearse: rehearse, refused: prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "fairlead_config_refused",
-		Help: "Whether the configuration file has changed to one that makes no sense (1), so that the one before holds.",
+		Help: "Whether the configuration file has changed to one that makes no sense or is impossible on this node (1), so that the one before holds.",
 	})}
 	reg.MustRegister(r.refused)
 	return r
 }
 
-// run returns errRestart once the file says something else, and makes sense. It returns
+// run returns errRestart once the file says something else that is possible. It returns
 // nil when ctx is done.
 func (r *reloader) run(ctx context.Context) error {
 	if r.path == "" {
@@ -60,7 +62,7 @@ func (r *reloader) run(ctx context.Context) error {
 	signs := dirwatch.New(r.path)
 	defer signs.Close()
 	for {
-		changed, err := r.changed()
+		changed, err := r.changed(ctx)
 		r.tell(ctx, err)
 		if changed {
 			klog.FromContext(ctx).Info("The configuration has changed, starting anew; the rules stay in place", "file", r.path)
@@ -72,20 +74,24 @@ func (r *reloader) run(ctx context.Context) error {
 	}
 }
 
-// changed tells whether the file says something else, and makes sense.
-func (r *reloader) changed() (bool, error) {
+// changed tells whether the file says something else that makes sense and is possible on
+// this node.
+func (r *reloader) changed(ctx context.Context) (bool, error) {
 	s, _, err := r.line.Load()
 	if err != nil {
 		return false, err
 	}
-	if s.Equal(r.running) {
+	if s.Equal(r.running.Settings) {
 		return false, nil
 	}
-	_, err = check(s)
+	cfg, err := check(s)
+	if err == nil {
+		err = r.rehearse(ctx, cfg, r.running)
+	}
 	return err == nil, err
 }
 
-// tell tells of a file that makes no sense, once.
+// tell tells of a file that makes no sense or is impossible, once.
 func (r *reloader) tell(ctx context.Context, err error) {
 	if err == nil {
 		r.refused.Set(0)

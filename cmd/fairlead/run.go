@@ -34,7 +34,7 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	reload := newReloader(line, cfg.Settings, reg)
+	reload := newReloader(line, cfg, reg)
 	src, err := newSource(cfg, reg)
 	if err != nil {
 		return err
