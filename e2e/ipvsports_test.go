@@ -5,11 +5,46 @@ package e2e
 import (
 	"net/netip"
 	"strconv"
+	"strings"
 	"testing"
 
 	"fairlead/e2e/lab"
 	"fairlead/proxier/model"
 )
+
+// TestKernelIPVSReservedBefore: in IPVS mode --init-only reserves node ports where the kernel
+// may choose them for sockets, and an agent after it has nothing to write there.
+func TestKernelIPVSReservedBefore(t *testing.T) {
+	l, v := ipvsLab(t)
+	ctx := testContext(t)
+	node := l.Nodes[0]
+	const chosen, reserved = "net/ipv4/ip_local_port_range", "/proc/sys/net/ipv4/ip_local_reserved_ports"
+	if err := node.SetSysctl(chosen, "20000 60999"); err != nil {
+		t.Fatal(err)
+	}
+	check := func(when string) {
+		t.Helper()
+		text, err := node.Run(ctx, "cat", reserved)
+		if got := strings.TrimSpace(text); err != nil || got != "30000-32767" {
+			t.Errorf("%s: reserved are %q, %v", when, got, err)
+		}
+	}
+	if out, err := node.Command(ctx, binary, "--init-only", "--proxy-mode", "ipvs", "--iptables-variant", string(v)).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	check("after --init-only")
+	dir := newDirectory(t)
+	dir.write("web.yaml", exposed(l, node.Pods[0])...)
+	a := startAgent(ctx, t, node, v, "--proxy-mode", "ipvs", "--manifests", dir.path)
+	a.waitSynced(ctx, 0)
+	check("with an agent")
+	for _, line := range a.log() {
+		if strings.Contains(line, "ip_local_reserved_ports") {
+			t.Errorf("the agent says %s", line)
+		}
+	}
+	a.stop()
+}
 
 // TestKernelIPVSSourcePorts: answers that are for an address of the node, and for a port
 // where there is a virtual server, get to who waits for them. What is masqueraded is

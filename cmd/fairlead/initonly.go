@@ -31,6 +31,9 @@ func initOnly(ctx context.Context, cfg *agentConfig) error {
 	if err != nil {
 		return err
 	}
+	if mode.name() == ipvsName {
+		sysctl.Warn(ctx, settings.ReserveNodePorts(ctx))
+	}
 	prepareKernel(ctx, settings, sysctl.ConntrackConfig(cfg.Conntrack), node.families)
 	for _, f := range node.families {
 		_, problems := settings.BridgeNetfilter(ctx, f)

@@ -10,7 +10,17 @@ import (
 	"strings"
 )
 
-const reservedPorts = "net/ipv4/ip_local_reserved_ports"
+const (
+	reservedPorts = "net/ipv4/ip_local_reserved_ports"
+	localPorts    = "net/ipv4/ip_local_port_range"
+)
+
+// The node ports that an API server gives out, unless --service-node-port-range says
+// otherwise there.
+const (
+	firstNodePort = 30000
+	lastNodePort  = 32767
+)
 
 // ReservedPorts keeps ports from sockets that leave the choice to the kernel: those of
 // clients. It is for one goroutine at a time.
@@ -25,8 +35,33 @@ func NewReservedPorts(s *Settings) *ReservedPorts {
 	return &ReservedPorts{settings: s, ours: map[uint16]bool{}}
 }
 
+// ReserveNodePorts has the kernel reserve the node ports that an API server gives out by
+// itself, all of them, where it may choose one for a socket: for an agent that cannot write
+// settings later.
+func (s *Settings) ReserveNodePorts(ctx context.Context) []*Problem {
+	var ports []uint16
+	for p := firstNodePort; p <= lastNodePort; p++ {
+		ports = append(ports, uint16(p))
+	}
+	if !s.mayChoose(ports) {
+		return nil
+	}
+	return NewReservedPorts(s).Set(ctx, ports)
+}
+
+// mayChoose tells whether the kernel may choose one of ports for a socket.
+func (s *Settings) mayChoose(ports []uint16) bool {
+	text, err := s.read(sysctlFile(localPorts))
+	var first, last uint16
+	if err == nil {
+		_, err = fmt.Sscan(text, &first, &last)
+	}
+	return err != nil || slices.ContainsFunc(ports, func(p uint16) bool { return first <= p && p <= last })
+}
+
 // Set has the kernel reserve these ports, of all protocols and both families, and those
-// that others have reserved, and no longer what an earlier Set had it reserve.
+// that others have reserved, and no longer what an earlier Set had it reserve. That it cannot
+// is no problem where the kernel chooses none of them anyway.
 func (r *ReservedPorts) Set(ctx context.Context, ports []uint16) []*Problem {
 	file := sysctlFile(reservedPorts)
 	text, err := r.settings.read(file)
@@ -34,7 +69,9 @@ func (r *ReservedPorts) Set(ctx context.Context, ports []uint16) []*Problem {
 	if err == nil {
 		reserved, err = parsePorts(text)
 	}
+	needed := ports
 	if err == nil {
+		needed = slices.DeleteFunc(slices.Clone(ports), func(p uint16) bool { return reserved[p] })
 		for p := range r.ours {
 			delete(reserved, p)
 		}
@@ -49,10 +86,13 @@ func (r *ReservedPorts) Set(ctx context.Context, ports []uint16) []*Problem {
 			return nil
 		}
 	}
+	if !r.settings.mayChoose(needed) {
+		return nil
+	}
 	return []*Problem{{
 		Setting: name(file), Err: err,
 		Effect: "a process of the node whose connection gets a node port's number for its source port gets no answers",
-		Remedy: "let the agent's container write sysctls, or keep net.ipv4.ip_local_port_range apart from the range of node ports",
+		Remedy: "let the agent's container write sysctls, or keep net.ipv4.ip_local_port_range apart from the range of node ports; --init-only reserves 30000 to 32767",
 	}}
 }
 
