@@ -421,3 +421,20 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestKubeProxyFlags: every flag that kube-proxy has is accepted.
+func TestKubeProxyFlags(t *testing.T) {
+	text, err := os.ReadFile("testdata/kube-proxy-flags.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	Register(fs)
+	others := map[string]bool{"help": true, "version": true} // every command has them
+	for name := range strings.Lines(string(text)) {
+		name = strings.TrimSpace(name)
+		if !strings.HasPrefix(name, "#") && !others[name] && fs.Lookup(name) == nil {
+			t.Errorf("--%s is not known", name)
+		}
+	}
+}
