@@ -6,13 +6,16 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"fairlead/e2e/lab"
+	"fairlead/iptables"
 	"fairlead/proxier/model"
 )
 
@@ -26,41 +29,38 @@ func carried(name, service, port, protocol string, f model.Family, more string) 
 		name, more, f, protocol, service, namespace, port)
 }
 
-// awaitMetric waits until a metric has a value: the kernel may sum up later. It must not
-// have more.
-func awaitMetric(ctx context.Context, t *testing.T, a *agent, name string, want float64) {
-	t.Helper()
-	for {
-		got, err := strconv.ParseFloat(metric(ctx, t, a, name), 64)
-		if err != nil || got > want {
-			t.Fatalf("%s is %v, %v, want %v", name, got, err, want)
-		}
-		if got == want {
-			return
-		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
-			t.Fatalf("%s is %v, want %v", name, got, want)
-		}
-	}
-}
+// bounds are the least and the most that a metric is to have.
+type bounds struct{ least, most float64 }
 
-// awaitMore waits until a metric is above least. It must not be above most.
-func awaitMore(ctx context.Context, t *testing.T, a *agent, name string, least, most float64) {
+// awaitMetrics waits until metrics have at least what they are to have: the kernel may sum
+// up later, and is not read with each scrape. None must have more.
+func awaitMetrics(ctx context.Context, t *testing.T, a *agent, want map[string]bounds) {
 	t.Helper()
 	for {
-		got, err := strconv.ParseFloat(metric(ctx, t, a, name), 64)
-		if err != nil || got > most || got < least {
-			t.Fatalf("%s is %v, %v, want above %v, and %v at most", name, got, err, least, most)
+		_, body := fetch(ctx, t, a, "http://127.0.0.1:10249/metrics")
+		got := map[string]float64{}
+		for line := range strings.Lines(body) {
+			if name, value, ok := strings.Cut(strings.TrimSpace(line), "} "); ok {
+				got[name+"}"], _ = strconv.ParseFloat(value, 64)
+			}
 		}
-		if got > least {
+		missing := ""
+		for name, b := range want {
+			n, ok := got[name]
+			if !ok || n > b.most {
+				t.Fatalf("%s is %v (%t), want %v to %v", name, n, ok, b.least, b.most)
+			}
+			if n < b.least {
+				missing = fmt.Sprintf("%s is %v, want %v to %v", name, n, b.least, b.most)
+			}
+		}
+		if missing == "" {
 			return
 		}
 		select {
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(300 * time.Millisecond):
 		case <-ctx.Done():
-			t.Fatalf("%s is still %v", name, got)
+			t.Fatal(missing)
 		}
 	}
 }
@@ -111,11 +111,13 @@ func checkServiceMetrics(t *testing.T, l *lab.Lab, v lab.Variant, args ...string
 	}
 	check := func(tcp, udp, others float64) {
 		t.Helper()
+		want := map[string]bounds{}
 		for _, f := range families() {
-			awaitMetric(ctx, t, a, carried("connections", "web", "http", "TCP", f, ""), tcp)
-			awaitMetric(ctx, t, a, carried("connections", "web", "dns", "UDP", f, ""), udp)
-			awaitMetric(ctx, t, a, carried("connections", "*", "*", "*", f, ""), others)
+			want[carried("connections", "web", "http", "TCP", f, "")] = bounds{tcp, tcp}
+			want[carried("connections", "web", "dns", "UDP", f, "")] = bounds{udp, udp}
+			want[carried("connections", "*", "*", "*", f, "")] = bounds{others, others}
 		}
+		awaitMetrics(ctx, t, a, want)
 	}
 	check(0, 0, 0)
 	connect(10, "tcp")
@@ -137,35 +139,56 @@ func checkServiceMetrics(t *testing.T, l *lab.Lab, v lab.Variant, args ...string
 	connect(10, "tcp")
 	if args != nil { // the rule of an endpoint, which had up to 5, may have begun anew and have more
 		connect(10, "tcp")
+		want := map[string]bounds{}
 		for _, f := range families() {
-			awaitMore(ctx, t, a, carried("connections", "web", "http", "TCP", f, ""), 10, 20)
+			want[carried("connections", "web", "http", "TCP", f, "")] = bounds{11, 20}
 		}
+		awaitMetrics(ctx, t, a, want)
 	} else {
 		check(15, 5, 5)
 	}
-	if *proxyMode == "ipvs" {
-		checkServiceBytes(ctx, t, a)
-	}
+	checkServiceBytes(ctx, t, a)
 	a.stop()
 	a = start()
 	check(0, 0, 0)
 	connect(10, "udp")
 	check(0, 5, 0)
 	a.stop()
+	if *proxyMode != "iptables" {
+		return
+	}
+	text := save(ctx, t, node, v)
+	for _, set := range []string{iptables.TrafficSet(false), iptables.TrafficSet(true)} {
+		if !strings.Contains(text, "--match-set "+set+" dst,dst") || !slices.Contains(setsOn(ctx, t, node), set) {
+			t.Errorf("no set %s, or no rule:\n%s", set, text)
+		}
+	}
+	a = startAgent(ctx, t, node, v, "--manifests", dir.path)
+	a.waitSynced(ctx, 0)
+	if text := save(ctx, t, node, v); strings.Contains(text, "KUBE-TRAFFIC") || strings.Contains(text, "KUBE-6-TRAFFIC") {
+		t.Errorf("without the flag rules are left:\n%s", text)
+	}
+	a.stop()
+	cleanUp(ctx, t, node)
+	if sets := setsOn(ctx, t, node); len(sets) > 0 {
+		t.Errorf("after cleanup there are sets: %q", sets)
+	}
 }
 
 // checkServiceBytes: a connection has three packets at least to the Service, and two back.
 func checkServiceBytes(ctx context.Context, t *testing.T, a *agent) {
 	t.Helper()
+	want := map[string]bounds{}
 	for _, f := range families() {
-		for direction, least := range map[string]float64{"in": 3, "out": 2} {
+		least := map[string]float64{"in": 3}
+		if *proxyMode == "ipvs" {
+			least["out"] = 2
+		}
+		for direction, packets := range least {
 			for name, each := range map[string]float64{"packets": 1, "bytes": 40} {
-				series := carried(name, "web", "http", "TCP", f, `direction="`+direction+`",`)
-				got, err := strconv.ParseFloat(metric(ctx, t, a, series), 64)
-				if err != nil || got < 15*least*each {
-					t.Errorf("%s is %v, %v, want %v at least", series, got, err, 15*least*each)
-				}
+				want[carried(name, "web", "http", "TCP", f, `direction="`+direction+`",`)] = bounds{15 * packets * each, 1e6}
 			}
 		}
 	}
+	awaitMetrics(ctx, t, a, want)
 }

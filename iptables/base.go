@@ -22,7 +22,7 @@ func Contribution(cfg RenderConfig) ruleset.Contribution {
 	return ruleset.Contribution{
 		Name: "iptables",
 		Owns: idiom.Owned(),
-		Jumps: []ruleset.Jump{
+		Jumps: append(idiom.CountTraffic(), []ruleset.Jump{
 			jump(ruleset.Filter, "INPUT", newOnly, firewall, proxyFirewall),
 			jump(ruleset.Filter, "INPUT", "", "kubernetes health check service ports", nodePorts),
 			jump(ruleset.Filter, "INPUT", newOnly, external, externalServices),
@@ -34,7 +34,7 @@ func Contribution(cfg RenderConfig) ruleset.Contribution {
 			jump(ruleset.Filter, "OUTPUT", newOnly, portals, services),
 			jump(ruleset.NAT, "PREROUTING", "", portals, services),
 			jump(ruleset.NAT, "OUTPUT", "", portals, services),
-		},
+		}...),
 		Guests: []ruleset.Guest{idiom.Localnet(cfg.Family, cfg.LocalhostNodePorts || cfg.LocalhostHostPorts)},
 		Former: idiom.Former(),
 		Relics: idiom.Relics(),

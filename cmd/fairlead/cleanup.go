@@ -216,6 +216,11 @@ func cleanServices(ctx context.Context, excluded []netip.Prefix) error {
 		}
 	}
 	removeCounters(ctx)
+	for _, f := range model.Families() {
+		if err := onceFree(trafficSet(f).Destroy); err != nil {
+			klog.FromContext(ctx).V(2).Info("A set stays", "ipFamily", f, "reason", err.Error())
+		}
+	}
 	return errors.Join(errs...)
 }
 

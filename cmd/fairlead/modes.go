@@ -46,6 +46,8 @@ type served struct {
 	moved func() []netip.AddrPort
 	// counters are nil where the mode counts nothing for Services.
 	counters counters
+	// packets is set where these need a set.
+	packets bool
 }
 
 // adopter tells what it has found.
@@ -123,7 +125,12 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	loops := node.loops(f)
 	rules.Compact = cfg.IPTables.Compact && node.canCompact(ctx, loops, rules)
 	var engine *ruleset.Engine // until there is one, nobody knows whose a chain is
-	w := node.watcher(ctx, f, func(k ruleset.ChainKey) bool { return engine == nil || engine.Owns(k) })
+	packets := packetCounters(ctx, cfg, node, f)
+	var more []ruleset.Table
+	if packets != nil {
+		more = []ruleset.Table{ruleset.Mangle}
+	}
+	w := node.watcher(ctx, f, func(k ruleset.ChainKey) bool { return engine == nil || engine.Owns(k) }, more...)
 	reading := node.readAhead(ctx, f, w)
 	engine = node.engine(f, cfg.contributions(ctx, f, node, iptables.Contribution(rules))...)
 	loopBack := ""
@@ -141,8 +148,13 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	left := &ipvsLeftovers{
 		family: f, device: &b.device, exclude: cfg.excludeCIDRs, keepLoops: rules.Compact, grace: cfg.IPVS.GracePeriod,
 	}
-	return served{
+	out := served{
 		mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{left}, adopters: []adopter{mode}, moved: left.moved,
-		counters: iptables.NewTraffic(node.countedRules(f)),
-	}, nil
+	}
+	connections := iptables.NewTraffic(node.countedRules(f))
+	if out.counters, out.packets = connections, packets != nil; out.packets {
+		engine.Stage(packets.Chains())
+		out.counters = connectionsAndPackets{connections, packets}
+	}
+	return out, nil
 }

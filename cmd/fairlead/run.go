@@ -83,7 +83,7 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 		g.Go(func() error { removeStartupTaint(ctx, cfg, src, state.Ready()); return nil })
 	}
 	warner, _ := src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
-	carried := newTraffic(ctx, cfg, mode.name(), reg)
+	carried := newTraffic(ctx, cfg, node, mode.name(), reg)
 	g.Go(func() error { carried.run(ctx, state.Ready()); return nil })
 	flowMetrics := conntrack.NewMetrics(reg, node.families)
 	for _, f := range node.families {
@@ -95,6 +95,9 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 		}
 		followers := append(own.followers, &leftovers{family: f, keep: mode.name() == nftablesName})
 		followers = append(followers, carried.followers(f, own.counters)...)
+		if !own.packets {
+			followers = append(followers, &unusedTrafficSet{family: f})
+		}
 		pods, ports := beside.podEgress(ctx, f, own), beside.hostPorts(ctx, f, own)
 		followers = append(followers, pods, newFlows(f, own, ports, flowMetrics), checks, small.follower(), servicesOwned{beside.owns.of(ctx, f, ownsServices)})
 		if f == model.IPv4 && (cfg.IPTables.LocalhostNodePorts || cfg.HostPorts.Localhost) {

@@ -4,12 +4,14 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/klog/v2"
 
 	"fairlead/iptables"
 	"fairlead/iptables/ruleset"
+	"fairlead/nat/ipset"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
 	"fairlead/proxier/traffic"
@@ -27,7 +29,7 @@ type trafficMetrics struct {
 }
 
 // newTraffic returns what tells of the Services that were selected.
-func newTraffic(ctx context.Context, cfg *agentConfig, mode string, reg prometheus.Registerer) trafficMetrics {
+func newTraffic(ctx context.Context, cfg *agentConfig, node *nodeKernel, mode string, reg prometheus.Registerer) trafficMetrics {
 	if cfg.counted.Empty() {
 		return trafficMetrics{}
 	}
@@ -35,8 +37,17 @@ func newTraffic(ctx context.Context, cfg *agentConfig, mode string, reg promethe
 		klog.FromContext(ctx).Info("Nothing is counted for Services in nftables mode, --service-metrics has no effect")
 		return trafficMetrics{}
 	}
+	var directions []string
+	switch {
+	case mode == ipvsName:
+		directions = []string{"in", "out"}
+	case len(node.sets) == len(node.families):
+		directions = []string{"in"}
+	default:
+		klog.FromContext(ctx).Info("Of Services connections are counted, and no packets: rules cannot use sets here")
+	}
 	return trafficMetrics{traffic.New(traffic.Config{
-		Selection: cfg.counted, Limit: cfg.Traffic.Limit, Packets: mode == ipvsName, Registerer: reg, Logger: klog.FromContext(ctx),
+		Selection: cfg.counted, Limit: cfg.Traffic.Limit, Directions: directions, Registerer: reg, Logger: klog.FromContext(ctx),
 	})}
 }
 
@@ -53,6 +64,61 @@ func (t trafficMetrics) run(ctx context.Context, ready <-chan struct{}) {
 	if t.collector != nil {
 		t.collector.Begin(ctx, ready)
 	}
+}
+
+// connectionsAndPackets are the counters of iptables mode.
+type connectionsAndPackets struct {
+	*iptables.Traffic
+	packets *iptables.Packets
+}
+
+// Follow implements proxier.Follower.
+func (c connectionsAndPackets) Follow(ctx context.Context, d proxier.Desired) error {
+	return errors.Join(c.Traffic.Follow(ctx, d), c.packets.Follow(ctx, d))
+}
+
+// Read implements traffic.Source.
+func (c connectionsAndPackets) Read(ctx context.Context, yield func(traffic.Sample)) error {
+	return errors.Join(c.Traffic.Read(ctx, yield), c.packets.Read(ctx, yield))
+}
+
+// packetCounters returns what counts packets in iptables mode, nil for nothing.
+func packetCounters(ctx context.Context, cfg *agentConfig, node *nodeKernel, f model.Family) *iptables.Packets {
+	if cfg.counted.Empty() || node.sets[f] == nil {
+		return nil
+	}
+	p, err := iptables.NewPackets(trafficSet(f))
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Packets to Services are not counted", "ipFamily", f)
+		return nil
+	}
+	return p
+}
+
+func trafficSet(f model.Family) *ipset.Set {
+	return ipset.NewCountingSet(iptables.TrafficSet(f == model.IPv6), ipset.HashIPPort, f == model.IPv6)
+}
+
+// unusedTrafficSet removes the set by which packets of one family were counted, once no
+// rule names it any more.
+type unusedTrafficSet struct {
+	family model.Family
+	done   bool
+}
+
+var _ proxier.Follower = (*unusedTrafficSet)(nil)
+
+// Follow implements proxier.Follower.
+func (u *unusedTrafficSet) Follow(_ context.Context, d proxier.Desired) error {
+	if u.done || !d.Prune {
+		return nil
+	}
+	err := trafficSet(u.family).Destroy()
+	if errors.Is(err, ipset.ErrBusy) {
+		return nil // the kernel frees it in a moment
+	}
+	u.done = true // where there are no sets there is none
+	return nil
 }
 
 // countedRules reads a family's rules with their counters.

@@ -30,6 +30,8 @@ const (
 	External   = "KUBE-EXTERNAL"
 	IPVSAccept = "KUBE-IPVS-ACCEPT"
 	Neighbours = "KUBE-NEIGHBOURS"
+	// Traffic counts packets to Services, in table mangle.
+	Traffic = "KUBE-TRAFFIC"
 	// AddressPrefix is of chains that translate external IPs.
 	AddressPrefix = "KUBE-XIP-"
 	// IPVSAccess is the comment of what leads to the two filters.
@@ -55,7 +57,7 @@ func Owned() []ruleset.ChainKey {
 			ServicePrefix + "*", ExternalPrefix + "*", "KUBE-FW-*", "KUBE-HC-*",
 			NodePort, IPVSFilter, IPVSOutFilter, IPVSAccept, SourceRanges,
 		},
-		ruleset.Mangle: {ProxyFirewall, SourceRanges},
+		ruleset.Mangle: {ProxyFirewall, SourceRanges, Traffic},
 	} {
 		for _, name := range names {
 			keys = append(keys, ruleset.ChainKey{Table: table, Name: name})
@@ -90,6 +92,7 @@ func Former() []ruleset.Jump {
 	jump(ruleset.Filter, "", "kubernetes health check service ports", NodePorts, "INPUT")
 	jump(ruleset.Filter, newOnly, "kubernetes service portals", Services, "FORWARD", "OUTPUT")
 	jump(ruleset.Filter, newOnly, "kubernetes externally-visible service portals", ExternalServices, "INPUT", "FORWARD")
+	out = append(out, CountTraffic()...)
 	// Those of IPVS mode, kube-proxy's among them.
 	jump(ruleset.Mangle, newOnly, firewall, ProxyFirewall, "PREROUTING", "OUTPUT")
 	jump(ruleset.Filter, "", "kubernetes health check rules", NodePort, "INPUT")
@@ -97,6 +100,14 @@ func Former() []ruleset.Jump {
 	jump(ruleset.Filter, newOnly, IPVSAccess, IPVSFilter, "INPUT")
 	jump(ruleset.Filter, newOnly, IPVSAccess, IPVSOutFilter, "OUTPUT")
 	return append(out, AcceptIPVS(), ViaIPVS("KUBE-LOOP-BACK"), ViaIPVS("KUBE-6-LOOP-BACK"))
+}
+
+// CountTraffic lists the jumps to what counts packets to Services.
+func CountTraffic() (out []ruleset.Jump) {
+	for _, from := range []string{"PREROUTING", "OUTPUT"} {
+		out = append(out, Jump(ruleset.Mangle, from, "", "kubernetes service traffic", Traffic))
+	}
+	return out
 }
 
 // AcceptIPVS is the jump to what accepts the packets that IPVS is to have, where

@@ -6,6 +6,7 @@
 package ipset
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"syscall"
@@ -153,6 +154,7 @@ type header struct {
 	name, typeName string
 	family         uint8
 	timeout        bool // its addresses have one
+	counts         bool // its elements have counters
 }
 
 // parse reads the header of a set. What it does not understand it leaves out.
@@ -167,8 +169,11 @@ func parse(msg []byte) header {
 		case nl.IPSET_ATTR_FAMILY:
 			h.family = v[0]
 		case nl.IPSET_ATTR_DATA:
-			for typ := range attributes(v) {
+			for typ, v := range attributes(v) {
 				h.timeout = h.timeout || typ == nl.IPSET_ATTR_TIMEOUT
+				if typ == nl.IPSET_ATTR_CADT_FLAGS && len(v) == 4 {
+					h.counts = binary.BigEndian.Uint32(v)&nl.IPSET_FLAG_WITH_COUNTERS != 0
+				}
 			}
 		}
 	}

@@ -40,11 +40,40 @@ type Set struct {
 	name   string
 	typ    Type
 	family uint8
+	// counts is set where the kernel counts for each element what rules have matched.
+	counts bool
+}
+
+// Counted is an element, and how many packets and bytes rules have matched by it.
+type Counted struct {
+	Element
+	Packets, Bytes uint64
 }
 
 // NewSet returns the set of a name, which may not be there.
 func NewSet(name string, typ Type, ipv6 bool) *Set {
 	return &Set{name: name, typ: typ, family: New(ipv6).family}
+}
+
+// NewCountingSet returns the set of a name, which may not be there, that counts for each
+// element what rules match by it. Elements begin at 0, also when the set grows.
+func NewCountingSet(name string, typ Type, ipv6 bool) *Set {
+	s := NewSet(name, typ, ipv6)
+	s.counts = true
+	return s
+}
+
+// Counts returns what is in a set that counts, with what it has counted; none where there
+// is no set.
+func (s *Set) Counts() (out []Counted, err error) {
+	msgs, err := s.dump(0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	for _, m := range msgs {
+		out = appendCounted(out, m)
+	}
+	return out, err
 }
 
 // Name returns the name of the set.
@@ -85,7 +114,7 @@ func (s *Set) dump(flags uint32) (msgs [][]byte, err error) {
 
 // is tells whether a set that is there can be this one.
 func (s *Set) is(h header) bool {
-	return h.typeName == string(s.typ) && (h.family == s.family || s.typ == BitmapPort) && !h.timeout
+	return h.typeName == string(s.typ) && (h.family == s.family || s.typ == BitmapPort) && !h.timeout && (h.counts || !s.counts)
 }
 
 // Create makes the set, with room for at least as many elements as size says. One
@@ -110,6 +139,9 @@ func (s *Set) create(size int) error {
 		data.AddRtAttr(nl.IPSET_ATTR_PORT_TO|int(nl.NLA_F_NET_BYTEORDER), []byte{0xff, 0xff})
 	} else {
 		data.AddChild(number(nl.IPSET_ATTR_MAXELEM, maxElem(size)))
+	}
+	if s.counts {
+		data.AddChild(number(nl.IPSET_ATTR_CADT_FLAGS, nl.IPSET_FLAG_WITH_COUNTERS))
 	}
 	req.AddData(data)
 	return execute(req, "create", s.name)

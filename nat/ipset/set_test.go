@@ -476,3 +476,52 @@ func BenchmarkKernelSet(b *testing.B) {
 		}
 	}
 }
+
+// TestKernelCountingSet: a set counts what rules match by its elements, and one that does
+// not count is another kind.
+func TestKernelCountingSet(t *testing.T) {
+	for _, s := range kerneltest.Setups() {
+		t.Run(s.String(), func(t *testing.T) {
+			h := kerneltest.New(t, s)
+			in := func(f func() error) {
+				t.Helper()
+				if err := h.Enter(f); err != nil {
+					t.Fatal(err)
+				}
+			}
+			set := ipset.NewCountingSet("COUNTS", ipset.HashIPPort, s.IPv6)
+			target := map[bool]string{false: "127.0.0.1", true: "::1"}[s.IPv6]
+			element := ipset.Element{Addr: netip.MustParseAddr(target), Protocol: unix.IPPROTO_UDP, Port: 9}
+			other := ipset.Element{Addr: netip.MustParseAddr(target), Protocol: unix.IPPROTO_UDP, Port: 10}
+			in(func() error {
+				if got, err := set.Counts(); len(got) > 0 || err != nil {
+					t.Errorf("before it is there: %v, %v", got, err)
+				}
+				return errors.Join(set.Create(0), set.Create(0), set.Add(element, other))
+			})
+			if err := h.Restore(s, "*mangle\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -m set --match-set COUNTS dst,dst\nCOMMIT\n"); err != nil {
+				t.Fatal(err)
+			}
+			h.Do("ip", "link", "set", "lo", "up")
+			h.Do("bash", "-c", "for i in 1 2 3; do echo x >/dev/udp/"+target+"/9; done")
+			in(func() error {
+				got, err := set.Counts()
+				slices.SortFunc(got, func(a, b ipset.Counted) int { return a.Element.Compare(b.Element) })
+				size := map[bool]uint64{false: 20 + 8 + 2, true: 40 + 8 + 2}[s.IPv6]
+				want := []ipset.Counted{{Element: element, Packets: 3, Bytes: 3 * size}, {Element: other}}
+				if diff := gocmp.Diff(want, got, gocmp.Comparer(func(a, b ipset.Element) bool { return a == b })); diff != "" || err != nil {
+					t.Errorf("%v, -want +got:\n%s", err, diff)
+				}
+				plain := ipset.NewSet("PLAIN", ipset.HashIPPort, s.IPv6)
+				if err := plain.Create(0); err != nil {
+					return err
+				}
+				if err := ipset.NewCountingSet("PLAIN", ipset.HashIPPort, s.IPv6).Create(0); !errors.Is(err, ipset.ErrAnotherKind) {
+					t.Errorf("one that does not count: got %v, want %v", err, ipset.ErrAnotherKind)
+				}
+				return plain.Destroy()
+			})
+			h.Do(s.String(), "-t", "mangle", "-F", "OUTPUT")
+		})
+	}
+}

@@ -107,6 +107,29 @@ func appendElements(out []Element, msg []byte) []Element {
 	return out
 }
 
+// appendCounted appends the elements in an answer, with their counters.
+func appendCounted(out []Counted, msg []byte) []Counted {
+	for typ, all := range attributes(payload(msg)) {
+		if typ != nl.IPSET_ATTR_ADT {
+			continue
+		}
+		for _, data := range attributes(all) {
+			c := Counted{Element: parseElement(data)}
+			for typ, v := range attributes(data) {
+				switch {
+				case len(v) != 8:
+				case typ == nl.IPSET_ATTR_PACKETS:
+					c.Packets = binary.BigEndian.Uint64(v)
+				case typ == nl.IPSET_ATTR_BYTES:
+					c.Bytes = binary.BigEndian.Uint64(v)
+				}
+			}
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 // parseElement reads an element.
 func parseElement(data []byte) Element {
 	var e Element

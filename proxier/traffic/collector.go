@@ -30,8 +30,8 @@ type Config struct {
 	// Limit is how many ports of Services have series of their own in each family. What
 	// all others carry is one series more.
 	Limit int
-	// Packets is set where sources tell packets and bytes, too.
-	Packets bool
+	// Directions are those, "in" and "out", of which sources tell packets and bytes.
+	Directions []string
 	// Registerer is where the Collector registers itself.
 	Registerer prometheus.Registerer
 	Logger     klog.Logger
@@ -131,7 +131,7 @@ func (c *Collector) read(ctx context.Context) {
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(out chan<- *prometheus.Desc) {
 	out <- c.connections
-	if c.cfg.Packets {
+	if len(c.cfg.Directions) > 0 {
 		out <- c.packets
 		out <- c.bytes
 	}
@@ -153,11 +153,13 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 				out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), append(labels[:len(labels):len(labels)], more...)...)
 			}
 			tell(c.connections, sum.Connections)
-			if c.cfg.Packets {
-				tell(c.packets, sum.PacketsIn, "in")
-				tell(c.packets, sum.PacketsOut, "out")
-				tell(c.bytes, sum.BytesIn, "in")
-				tell(c.bytes, sum.BytesOut, "out")
+			for _, d := range c.cfg.Directions {
+				packets, bytes := sum.PacketsIn, sum.BytesIn
+				if d == "out" {
+					packets, bytes = sum.PacketsOut, sum.BytesOut
+				}
+				tell(c.packets, packets, d)
+				tell(c.bytes, bytes, d)
 			}
 		})
 	}

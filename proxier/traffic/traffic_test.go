@@ -58,12 +58,16 @@ type rig struct {
 
 func newRig(t *testing.T, limit int, packets bool, selected ...string) *rig {
 	t.Helper()
+	var directions []string
+	if packets {
+		directions = []string{"in", "out"}
+	}
 	selection, err := ParseSelection(selected)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, counters: &counters{}, reg: prometheus.NewPedanticRegistry(), snapshot: model.NewSnapshot()}
-	r.c = New(Config{Selection: selection, Limit: limit, Packets: packets, Registerer: r.reg, Logger: klog.Background()})
+	r.c = New(Config{Selection: selection, Limit: limit, Directions: directions, Registerer: r.reg, Logger: klog.Background()})
 	r.follower = r.c.Family(model.IPv4, r.counters)
 	return r
 }
