@@ -80,18 +80,29 @@ func TestKernelHTTP(t *testing.T) {
 // kube-proxy has in the mode, and every one of ours; testdata/metrics-<mode>.txt lists
 // them, and -update writes it. Those of the Go runtime and the process are not in it.
 func TestKernelMetrics(t *testing.T) {
-	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
-		t.Skip(err)
+	modes := []string{*proxyMode}
+	if *proxyMode == "iptables" { // the kernel for IPVS mode lacks what this one needs
+		modes = append(modes, "nftables")
 	}
-	l := newLab(t)
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			if err := lab.VariantSupported(testContext(t), oneVariant()); err != nil {
+				t.Skip(err)
+			}
+			checkMetrics(t, newLab(t), mode)
+		})
+	}
+}
+
+func checkMetrics(t *testing.T, l *lab.Lab, mode string) {
+	ctx := testContext(t)
 	// A directory that does not exist: not listed yet, so nothing is synced.
-	a := startAgent(ctx, t, l.Nodes[0], oneVariant(), "--manifests", "/nonexistent")
+	a := startAgent(ctx, t, l.Nodes[0], oneVariant(), "--proxy-mode", mode, "--manifests", "/nonexistent")
 	a.waitLog(ctx, 0, 1, "/nonexistent")
 	a.waitLog(ctx, 0, 1, "10249")
 	_, body := fetch(ctx, t, a, "http://127.0.0.1:10249/metrics")
 	got := series(t, body)
-	golden := filepath.Join("testdata", "metrics-"+*proxyMode+".txt")
+	golden := filepath.Join("testdata", "metrics-"+mode+".txt")
 	if *updateGolden {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
@@ -104,7 +115,7 @@ func TestKernelMetrics(t *testing.T) {
 	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(got, "\n")); diff != "" {
 		t.Errorf("series that differ (-%s +scrape):\n%s", golden, diff)
 	}
-	for _, name := range kubeProxySeries() {
+	for _, name := range kubeProxySeries(mode) {
 		if !strings.Contains("\n"+got, "\n"+name+" ") {
 			t.Errorf("no series %s", name)
 		}
@@ -144,8 +155,8 @@ func series(t *testing.T, body string) string {
 	return strings.Join(out, "")
 }
 
-// kubeProxySeries are those of kube-proxy v1.36 in the mode.
-func kubeProxySeries() []string {
+// kubeProxySeries are those of kube-proxy v1.36 in a mode.
+func kubeProxySeries(mode string) []string {
 	out := []string{
 		"kubeproxy_sync_proxy_rules_endpoint_changes_pending",
 		"kubeproxy_sync_proxy_rules_endpoint_changes_total",
@@ -162,13 +173,13 @@ func kubeProxySeries() []string {
 		"conntrack_reconciler_sync_duration_seconds", "conntrack_reconciler_deleted_entries_total",
 		"sync_proxy_rules_last_timestamp_seconds", "sync_proxy_rules_last_queued_timestamp_seconds",
 	}
-	if *proxyMode == "nftables" {
+	if mode == "nftables" {
 		names = append(names, "sync_full_proxy_rules_duration_seconds", "sync_partial_proxy_rules_duration_seconds",
 			"sync_proxy_rules_nftables_sync_failures_total", "sync_proxy_rules_nftables_cleanup_failures_total")
 	} else {
 		names = append(names, "sync_proxy_rules_iptables_restore_failures_total")
 	}
-	if *proxyMode == "iptables" {
+	if mode == "iptables" {
 		out = append(out, "kubeproxy_iptables_ct_state_invalid_dropped_packets_total")
 		out = append(out, "kubeproxy_iptables_localhost_nodeports_accepted_packets_total")
 		names = append(names, "sync_full_proxy_rules_duration_seconds", "sync_partial_proxy_rules_duration_seconds",
@@ -180,7 +191,7 @@ func kubeProxySeries() []string {
 			out = append(out, "kubeproxy_"+name+"{"+family+"}")
 		}
 		for _, table := range []string{"filter", "nat"} {
-			if *proxyMode == "iptables" {
+			if mode == "iptables" {
 				out = append(out,
 					"kubeproxy_sync_proxy_rules_iptables_total{"+family+`,table="`+table+`"}`,
 					"kubeproxy_sync_proxy_rules_iptables_last{"+family+`,table="`+table+`"}`)
