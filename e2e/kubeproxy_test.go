@@ -3,9 +3,11 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"fairlead/e2e/lab"
 )
@@ -44,7 +46,9 @@ func TestKernelKubeProxy(t *testing.T) {
 		t.Run(c.mode, func(t *testing.T) {
 			binary := kubeProxyBinary(t)
 			l, v := labFor(t, c.mode)
-			ctx, node := testContext(t), l.Nodes[0]
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // kube-proxy has to come up beside the clients
+			defer cancel()
+			node := l.Nodes[0]
 			cl, kubeconfig := startCluster(ctx, t, l)
 			create(ctx, t, cl.Clientset(), append(web(l, node.Pods[0], l.Nodes[1].Pods[0]), nodeObject(node.Label))...)
 			dir := t.TempDir()
