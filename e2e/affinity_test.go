@@ -86,7 +86,7 @@ func TestKernelAffinity(t *testing.T) {
 		}
 		dir := newDirectory(t)
 		dir.write("web.yaml", sticky(l, node.Pods[0], l.Nodes[1].Pods[0])...)
-		a := startAgent(ctx, t, node, v, "--manifests", dir.path, "--iptables-sync-period", "1s")
+		a := startAgent(ctx, t, node, v, iptablesMode, "--manifests", dir.path, "--iptables-sync-period", "1s")
 		a.waitSynced(ctx, 0)
 		first := ask()
 		check := func(when string) {
@@ -103,7 +103,7 @@ func TestKernelAffinity(t *testing.T) {
 		}
 		check("again")
 		a.stop()
-		a = startAgent(ctx, t, node, v, "--manifests", dir.path, "--iptables-sync-period", "1s")
+		a = startAgent(ctx, t, node, v, iptablesMode, "--manifests", dir.path, "--iptables-sync-period", "1s")
 		a.waitSynced(ctx, 0)
 		check("after a restart")
 		from := len(a.log())
@@ -136,7 +136,7 @@ func TestKernelAffinityScope(t *testing.T) {
 		svc := objects[0].(*corev1.Service)
 		svc.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
 		dir.write("web.yaml", objects...)
-		startAgent(ctx, t, node, v, "--manifests", dir.path).waitSynced(ctx, 0)
+		startAgent(ctx, t, node, v, iptablesMode, "--manifests", dir.path).waitSynced(ctx, 0)
 		const clients = 20 // chance makes all choose alike once in 2²⁰
 		others := 0
 		for i := range clients {
@@ -184,7 +184,7 @@ func TestKernelAffinityWithoutSets(t *testing.T) {
 		for _, f := range families() {
 			commands.wrap(v.Tool(f, "-restore"), `case "$*" in *--test*) echo "no match set" >&2; exit 2;; esac`)
 		}
-		a := startAgentEnv(ctx, t, node, v, []string{commands.path()}, "--manifests", dir.path)
+		a := startAgentEnv(ctx, t, node, v, []string{commands.path()}, iptablesMode, "--manifests", dir.path)
 		a.waitSynced(ctx, 0)
 		a.waitLog(ctx, 0, len(families()), "at most 100 clients", "no match set")
 		if rules := save(ctx, t, node, v); !strings.Contains(rules, "-m recent --rcheck") || strings.Contains(rules, "--match-set") {

@@ -34,7 +34,7 @@ func TestKernelCompact(t *testing.T) {
 			{"compact before the end", []string{"--iptables-compact"}, true},
 		} {
 			logged := newLoggedCommands(t)
-			a := startAgentEnv(ctx, t, node, v, []string{logged.path()}, append([]string{"--manifests", dir.path}, step.flags...)...)
+			a := startAgentEnv(ctx, t, node, v, []string{logged.path()}, append([]string{iptablesMode, "--manifests", dir.path}, step.flags...)...)
 			a.waitSynced(ctx, 0)
 			for _, f := range families() {
 				checkForm(t, node, v, f, step.name, step.compact)

@@ -152,7 +152,7 @@ func TestKernelInitOnly(t *testing.T) {
 		run := func(args ...string) {
 			t.Helper()
 			var out bytes.Buffer
-			cmd := node.Command(ctx, binary, append(args, "--iptables-variant", string(v))...)
+			cmd := node.Command(ctx, binary, append(args, "--proxy-mode", *proxyMode, "--iptables-variant", string(v))...)
 			cmd.Stderr = &out
 			if err := cmd.Run(); err != nil {
 				t.Fatalf("%s: %v\n%s", args, err, &out)
@@ -163,7 +163,7 @@ func TestKernelInitOnly(t *testing.T) {
 			if got := routeLocalnet(t, node); got != setting {
 				t.Errorf("route_localnet is %s, want %s", got, setting)
 			}
-			if got := strings.Contains(save(ctx, t, node, v), "block incoming localnet connections"); got != guarded {
+			if got := strings.Contains(save(ctx, t, node, v), loopbackGuard()); got != guarded {
 				t.Errorf("the rule that keeps neighbours away: %t, want %t", got, guarded)
 			}
 		}

@@ -38,7 +38,7 @@ func TestKernelOneFamily(t *testing.T) {
 				node, server := l.Nodes[0], l.Nodes[0].Pods[0]
 				dir := newDirectory(t)
 				dir.write("web.yaml", web(l, server)...)
-				a := startAgentEnv(ctx, t, node, v, c.env(t, node), "--manifests", dir.path)
+				a := startAgentEnv(ctx, t, node, v, c.env(t, node), iptablesMode, "--manifests", dir.path)
 				a.waitLog(ctx, 0, 1, c.says...)
 				a.waitLog(ctx, 0, 1, "Synced", `ipFamily="IPv4"`)
 				if r := webProbe(node.Pods[1], model.IPv4, "tcp").Once(ctx); r.Server != server.Label {

@@ -22,11 +22,10 @@ func TestKernelFlags(t *testing.T) {
 	node := l.Nodes[0]
 	dir := newDirectory(t)
 	dir.write("web.yaml", exposed(l, node.Pods[0])...)
-	const (
-		notFromPods = "! -s 10.244.0.0/16 "
-		external    = " -d 203.0.113.5/32 "
-		balancer    = " -d 203.0.113.80/32 "
-	)
+	notFromPods, external, balancer := "! -s 10.244.0.0/16 ", " -d 203.0.113.5/32 ", " -d 203.0.113.80/32 "
+	if *proxyMode == "nftables" {
+		notFromPods, external, balancer = "ip saddr != @pod-cidrs ", " 203.0.113.5 . tcp", " 203.0.113.80 . tcp"
+	}
 	for _, c := range []struct {
 		name string
 		args []string

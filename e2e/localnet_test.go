@@ -35,18 +35,16 @@ func TestKernelLocalhostNodePorts(t *testing.T) {
 			if got := local.Once(ctx).Outcome == lab.Answered; got != answered {
 				t.Errorf("%s: node port on 127.0.0.1 answered: %v, want %v", when, got, answered)
 			}
-			text, err := node.Save(ctx, v, model.IPv4)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := strings.Contains(text, "block incoming localnet connections"); got != rule {
+			if got := strings.Contains(save(ctx, t, node, v), loopbackGuard()); got != rule {
 				t.Errorf("%s: rule that drops neighbours' packets: %v, want %v", when, got, rule)
 			}
 		}
+		// In nftables mode the rule is always there.
+		always := *proxyMode == "nftables"
 		check("before", "0", false, false)
 		off := startAgent(ctx, t, node, v, "--manifests", dir.path, "--iptables-localhost-nodeports=false")
 		off.waitSynced(ctx, 0)
-		check("not asked for", "0", false, false)
+		check("not asked for", "0", false, always)
 		off.stop()
 		on := startAgent(ctx, t, node, v, "--manifests", dir.path)
 		on.waitSynced(ctx, 0)
@@ -104,11 +102,23 @@ func TestKernelLoopbackOutOfReach(t *testing.T) {
 		}
 		check("with the rule", lab.TimedOut)
 		a.stop() // which would repair it
-		if err := node.Iptables(ctx, v, model.IPv4, "-F", "KUBE-FIREWALL"); err != nil {
+		if *proxyMode == "nftables" {
+			if _, err := node.Run(ctx, "nft", "flush", "chain", "ip", "fairlead", "filter-prerouting"); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := node.Iptables(ctx, v, model.IPv4, "-F", "KUBE-FIREWALL"); err != nil {
 			t.Fatal(err)
 		}
 		check("without the rule", lab.Answered)
 	})
+}
+
+// loopbackGuard is the comment of the rule that keeps neighbours from 127.0.0.1.
+func loopbackGuard() string {
+	if *proxyMode == "nftables" {
+		return "neighbours have no business with 127.0.0.1"
+	}
+	return "block incoming localnet connections"
 }
 
 // sendLoopbackTo makes a host send packets for 127.0.0.1 to a node on its link,

@@ -21,6 +21,9 @@ import (
 //	bin/uml go-test -run 'TestKernelHostPort|TestKernelPodMasq' ./e2e -args -proxy-mode=ipvs
 var proxyMode = flag.String("proxy-mode", "iptables", "the `mode` that agents have unless a test says otherwise")
 
+// iptablesMode is a flag of tests of iptables mode alone.
+const iptablesMode = "--proxy-mode=iptables"
+
 var updateGolden = flag.Bool("update", false, "write golden files")
 
 // binary is the agent under test, built once from this tree by TestMain.

@@ -228,19 +228,28 @@ func TestKernelForeignChangesHeal(t *testing.T) {
 		ctx := testContext(t)
 		node := l.Nodes[0]
 		dir := newDirectory(t)
-		dir.write("web.yaml", web(l, node.Pods[0])...)
+		dir.write("web.yaml", append(web(l, node.Pods[0]), podObject("web", node.Pods[0], publish(hostPort)))...)
 		a := startAgent(ctx, t, node, v, "--manifests", dir.path, "--iptables-sync-period", "1h")
 		a.waitSynced(ctx, 0)
 		want := save(ctx, t, node, v)
 
-		for _, args := range [][]string{
+		changes := [][]string{
 			{"-t", "nat", "-F"},
 			{"-t", "filter", "-F", "KUBE-FORWARD"},
 			{"-t", "nat", "-D", "PREROUTING", "1"},
-		} {
+		}
+		if *proxyMode == "nftables" { // where a first word that is no flag is nft's
+			changes = [][]string{
+				{"flush", "chain", "fairlead", "translate"},
+				{"flush", "map", "fairlead", "host-ports"},
+				{"delete", "table", "fairlead"},
+				{"-t", "filter", "-F", "KUBE-FORWARD"},
+			}
+		}
+		for _, args := range changes {
 			from := len(a.log())
 			for _, f := range families() {
-				if err := node.Iptables(ctx, v, f, args...); err != nil {
+				if err := changeRules(ctx, node, v, f, args); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -250,4 +259,18 @@ func TestKernelForeignChangesHeal(t *testing.T) {
 			}
 		}
 	})
+}
+
+// changeRules runs iptables, or nft if the first word is no flag: the third word is then
+// the table, and the family comes before it.
+func changeRules(ctx context.Context, n *lab.Node, v lab.Variant, f model.Family, args []string) error {
+	if strings.HasPrefix(args[0], "-") {
+		return n.Iptables(ctx, v, f, args...)
+	}
+	family := "ip"
+	if f == model.IPv6 {
+		family = "ip6"
+	}
+	_, err := n.Run(ctx, "nft", slices.Concat(args[:2], []string{family}, args[2:])...)
+	return err
 }

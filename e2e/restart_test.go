@@ -55,7 +55,8 @@ func TestKernelRestart(t *testing.T) {
 		if len(logged.matching("-save")) == 0 {
 			t.Error("no save command was logged: the log does not see the agent's commands")
 		}
-		if got := generation(t, node); got != gen {
+		// In nftables mode an agent tries out at start what the kernel can do.
+		if got := generation(t, node); got != gen && *proxyMode != "nftables" {
 			t.Errorf("nf_tables generation went from %d to %d", gen, got)
 		}
 		if diff := cmp.Diff(before, counters(ctx, t, node, v)); diff != "" {
@@ -69,13 +70,16 @@ func TestKernelRestart(t *testing.T) {
 	})
 }
 
-// counters returns the rules that lead to Services with their counters, and in IPVS
-// mode the virtual servers with their connections. The held connections are silent, so
+// counters returns the rules that lead to Services with their counters, in IPVS mode the
+// virtual servers with their connections, and in nftables mode the table, which counts nothing. The held connections are silent, so
 // nothing moves them.
 func counters(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) string {
 	t.Helper()
 	if *proxyMode == "ipvs" {
 		return virtualServers(ctx, t, n)
+	}
+	if *proxyMode == "nftables" {
+		return tableText(ctx, t, n)
 	}
 	var b strings.Builder
 	for _, f := range families() {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"fairlead/e2e/lab"
+	"fairlead/proxier/model"
 )
 
 // rollout is a Service whose pods are replaced one by one while clients use it.
@@ -104,6 +105,7 @@ type crowd struct {
 func startCrowd(ctx context.Context, from []*lab.NS, clients int, patience time.Duration) *crowd {
 	c := &crowd{turns: make([]int, clients)}
 	c.turned = sync.NewCond(&c.mu)
+	context.AfterFunc(ctx, c.end) // of a test that has failed
 	for i := range clients {
 		p := webProbe(from[i%len(from)], families()[i/len(from)%2], "tcp")
 		p.Timeout = patience
@@ -135,17 +137,23 @@ func (c *crowd) settle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, before := range slices.Clone(c.turns) {
-		for c.turns[i] == before {
+		for c.turns[i] == before && !c.done {
 			c.turned.Wait()
 		}
 	}
 }
 
+// end has all clients end after the request that is under way.
+func (c *crowd) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done = true
+	c.turned.Broadcast()
+}
+
 // stop ends all clients.
 func (c *crowd) stop() {
-	c.mu.Lock()
-	c.done = true
-	c.mu.Unlock()
+	c.end()
 	c.wg.Wait()
 }
 
@@ -205,15 +213,18 @@ func TestKernelRollingUpdateControl(t *testing.T) {
 		clients, wait := load()
 		r.crowd = startCrowd(ctx, []*lab.NS{l.Nodes[0].Pods[1], l.Nodes[0].NS}, clients, wait)
 		r.replace(ctx)
-		if *proxyMode == "ipvs" {
-			if _, err := l.Nodes[0].Run(ctx, "ipvsadm", "-C"); err != nil {
-				t.Fatal(err)
+		for _, f := range families() {
+			var err error
+			switch *proxyMode {
+			case "ipvs":
+				_, err = l.Nodes[0].Run(ctx, "ipvsadm", "-C")
+			case "nftables":
+				_, err = l.Nodes[0].Run(ctx, "nft", "flush", "chain", map[model.Family]string{model.IPv4: "ip", model.IPv6: "ip6"}[f], "fairlead", "translate")
+			default:
+				err = l.Nodes[0].Iptables(ctx, v, f, "-t", "nat", "-F", "KUBE-SERVICES")
 			}
-		} else {
-			for _, f := range families() {
-				if err := l.Nodes[0].Iptables(ctx, v, f, "-t", "nat", "-F", "KUBE-SERVICES"); err != nil {
-					t.Fatal(err)
-				}
+			if err != nil {
+				t.Fatal(err)
 			}
 		}
 		r.replace(ctx)

@@ -104,7 +104,15 @@ func allObjects(ctx context.Context, t *testing.T, c *cluster.Cluster) []runtime
 	if err != nil {
 		t.Fatal(err)
 	}
+	cidrs, err := c.Clientset().NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	var out []runtime.Object
+	for _, s := range cidrs.Items {
+		s.APIVersion, s.Kind = "networking.k8s.io/v1", "ServiceCIDR"
+		out = append(out, &s)
+	}
 	for _, s := range services.Items {
 		s.APIVersion, s.Kind = "v1", "Service"
 		out = append(out, &s)

@@ -28,6 +28,9 @@ func (w *writing) reconcile() error {
 		return err
 	}
 	*w = writing{Mode: w.Mode, d: w.d, next: w.next, report: w.report}
+	if w.known {
+		w.noteOutline(state)
+	}
 	had := w.ports
 	w.hadUnits = w.units
 	w.reset()
@@ -345,7 +348,29 @@ func (w *writing) except(dl *delta, actual found) {
 	dl.add = missing
 }
 
-// note reports that others have changed a set.
+// noteOutline reports which sets and chains are not as they are known to have been.
+func (w *writing) noteOutline(now *table.State) {
+	if now == nil {
+		now = &table.State{}
+	}
+	differ := map[string]bool{}
+	for _, states := range [][2]*table.State{{w.state, now}, {now, w.state}} {
+		for name, c := range states[0].Chains {
+			o, ok := states[1].Chains[name]
+			differ[name] = differ[name] || !ok || c.Properties != o.Properties || !slices.Equal(c.Rules, o.Rules)
+		}
+		for name, s := range states[0].Sets {
+			differ[name] = differ[name] || states[1].Sets[name] != s
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(differ)) {
+		if differ[name] {
+			w.note(name)
+		}
+	}
+}
+
+// note reports that others have changed a set or a chain.
 func (w *writing) note(set string) {
 	name := fmt.Sprintf("%s %s %s", w.render.table(), TableName, set)
 	if w.started && !slices.Contains(w.report.Repaired, name) && len(w.report.Repaired) < 20 {
