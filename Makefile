@@ -24,6 +24,11 @@ TEST_UML += || true; $(BIN)/uml go-test -json -run '^TestKernelSCTP$$/^legacy$$'
 MODES    := 'TestKernel(HostPort(AfterServices|Moves|OfServices|OutsideOfServices|Stale|Addresses|LoopbackOutOfReach|NoBridgeNetfilter|sOfOthers)?|PodMasquerade(Tunnel|File)?|ManyExempt|PolicyWins|Restart|UDPFlowsFollow|ManifestNeverParsed|OthersRulesStay|ForeignChangesHeal|DropPolicies|NoBridgeNetfilter)$$/legacy|TestKernel(NodePortAddresses|Metrics|IPVS.*)$$|TestKernelKubeProxy$$/^ipvs|TestKernelServiceMetrics$$/.*/legacy|TestKernelHostPortMatrix$$/.*/legacy|TestKernelCoexistence$$/both/legacy'
 TEST_UML += || true; $(BIN)/uml go-test -json -timeout 20m -run $(MODES) ./e2e -args -proxy-mode=ipvs
 
+# End to end in nftables mode, too, beside the nft variant, but for tests of one mode and
+# those in which the mode has no part. (Of patterns to skip the first one that matches a
+# part of the name decides.)
+NFTABLES := -run '^TestKernel' -skip '^TestKernel(Affinity.*|Compact|OneFamily|NoIptables|HealthLate|StopDuringSync|KilledDuringSync|IPVS.*|Nftables.*|ModeSwitch.*|StopWithoutAPIServer|StartupTaint|Permissions|OOMScore|Readme.*|BadManifests|HealthCheckPortTaken)$$|/^legacy$$|//^legacy$$'
+
 .PHONY: help
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -66,6 +71,7 @@ test: build image tools uml lint ## Run all tests
 	@go build -o $(BIN)/testreport ./e2e/testreport
 	@{ go test -race -json -timeout 20m $(UNIT) || true; \
 	   go test -json -timeout 30m ./e2e/... || true; \
+	   go test -json -timeout 20m $(NFTABLES) ./e2e -args -proxy-mode=nftables || true; \
 	   $(TEST_UML) || true; } | $(BIN)/testreport $(STRICT)
 
 .PHONY: e2e-cluster
