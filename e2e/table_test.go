@@ -33,7 +33,7 @@ func tableText(ctx context.Context, t *testing.T, n *lab.Node) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out += text
+		out += inOrder(text)
 	}
 	out = expiresText.ReplaceAllString(countedText.ReplaceAllString(out, "counter"), "")
 	return elementsText.ReplaceAllStringFunc(out, func(s string) string {
@@ -41,6 +41,19 @@ func tableText(ctx context.Context, t *testing.T, n *lab.Node) string {
 		slices.Sort(parts)
 		return "elements = { " + strings.Join(parts, ", ") + " }"
 	})
+}
+
+// inOrder puts sets and chains of a table in order: the kernel's is that in which they were
+// made.
+func inOrder(table string) string {
+	head, rest, _ := strings.Cut(strings.TrimSuffix(table, "}\n"), "\n")
+	comment := ""
+	if first, more, ok := strings.Cut(rest, "\n"); ok && strings.HasPrefix(first, "\tcomment") {
+		comment, rest = first+"\n", more
+	}
+	objects := strings.Split(strings.TrimRight(rest, "\n"), "\n\n")
+	slices.Sort(objects)
+	return head + "\n" + comment + strings.Join(objects, "\n\n") + "\n}\n"
 }
 
 // inTable tells whether a set or map of the table has elements, in any family.
