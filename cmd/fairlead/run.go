@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -54,7 +55,7 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 		"proxyMode", mode.name(), "iptablesVariant", node.variant, "families", fmt.Sprint(node.families))
 
 	setOOMScore(ctx, cfg.Settings)
-	state, err := health.New(health.Config{Timeout: 2 * syncPeriod, Families: node.families, Registerer: reg})
+	state, err := health.New(health.Config{Timeout: 2 * syncPeriod, Families: node.families, Stale: stale(src), Registerer: reg})
 	if err != nil {
 		return err
 	}
@@ -129,6 +130,15 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 }
 
 var _ proxier.Warner = (*apiserver.Source)(nil)
+
+// stale returns the function that tells what cannot be read; nil for a directory, which
+// tells of each file by itself.
+func stale(src source.Source) func() map[string]time.Time {
+	if s, ok := src.(*apiserver.Source); ok {
+		return s.Stale
+	}
+	return nil
+}
 
 func names(families []model.Family) (out []string) {
 	for _, f := range families {

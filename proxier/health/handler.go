@@ -25,6 +25,8 @@ type report struct {
 	Healthy bool `json:"healthy"`
 	// Status has the families that anything was queued or synced for.
 	Status map[string]familyReport `json:"status,omitempty"`
+	// Stale is what cannot be read of the source, and since when.
+	Stale map[string]time.Time `json:"stale,omitempty"`
 }
 
 type familyReport struct {
@@ -35,7 +37,7 @@ type familyReport struct {
 // Handler returns the handler of /healthz, /livez and /readyz. The first two answer 200
 // or, if a family has an update queued for longer than the timeout, 503; /healthz also
 // answers 503 while the node is not eligible. /readyz answers 503 until every family has
-// been synced once, and 200 from then on.
+// been synced once, and 200 from then on. All tell what is stale.
 func (s *State) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -49,10 +51,10 @@ func (s *State) Handler() http.Handler {
 	})
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
 		if waiting := s.notReady(); len(waiting) > 0 {
-			http.Error(w, fmt.Sprintf("waiting for the first sync of %v", waiting), http.StatusServiceUnavailable)
+			http.Error(w, fmt.Sprintf("waiting for the first sync of %v", waiting)+remark(s.stale()), http.StatusServiceUnavailable)
 			return
 		}
-		text("ok").ServeHTTP(w, r)
+		text("ok"+remark(s.stale())).ServeHTTP(w, r)
 	})
 	return mux
 }

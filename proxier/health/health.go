@@ -29,6 +29,10 @@ type Config struct {
 	Timeout time.Duration
 	// Families are those that must have been synced before the agent is ready.
 	Families []model.Family
+	// Stale returns what cannot be read of the source, and since when; nil if there is
+	// nothing to tell. It changes no status: the rules are as good as they can be, and
+	// neither a restart nor another node would know more.
+	Stale func() map[string]time.Time
 	// Registerer receives the counters of answered probes. If it is nil they are
 	// counted all the same, and nobody can read them.
 	Registerer prometheus.Registerer
@@ -39,6 +43,7 @@ type Config struct {
 type State struct {
 	timeout  time.Duration
 	counters counters
+	stale    func() map[string]time.Time
 
 	mu           sync.Mutex
 	nodeEligible bool
@@ -65,15 +70,19 @@ func New(cfg Config) (*State, error) {
 	if cfg.Timeout < 0 {
 		return nil, fmt.Errorf("check health timeout %v: negative", cfg.Timeout)
 	}
+	if cfg.Stale == nil {
+		cfg.Stale = func() map[string]time.Time { return nil }
+	}
 	c := newCounters()
 	if cfg.Registerer != nil {
-		if err := c.register(cfg.Registerer); err != nil {
+		if err := errors.Join(c.register(cfg.Registerer), cfg.Registerer.Register(newStaleSince(cfg.Stale))); err != nil {
 			return nil, err
 		}
 	}
 	s := &State{
 		timeout:      cfg.Timeout,
 		counters:     c,
+		stale:        cfg.Stale,
 		nodeEligible: true,
 		families:     map[model.Family]*familyState{},
 		awaited:      slices.Clone(cfg.Families),
@@ -150,7 +159,7 @@ func (s *State) familyLocked(f model.Family) *familyState {
 func (s *State) report(now time.Time) (r report, nodeEligible bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r = report{CurrentTime: now, Healthy: true, Status: map[string]familyReport{}}
+	r = report{CurrentTime: now, Healthy: true, Status: map[string]familyReport{}, Stale: s.stale()}
 	for f, fs := range s.families {
 		oldest, queued := fs.backlog.oldest()
 		healthy := !queued || now.Sub(oldest) < s.timeout

@@ -70,6 +70,45 @@ func TestReady(t *testing.T) {
 	want(200, "ok")
 }
 
+// TestStale: what cannot be read is told by all probes, changes the status of none, and is
+// in a metric.
+func TestStale(t *testing.T) {
+	since := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	var stale map[string]time.Time
+	reg := prometheus.NewPedanticRegistry()
+	s := newState(t, health.Config{
+		Families: []model.Family{model.IPv4}, Registerer: reg, Stale: func() map[string]time.Time { return stale },
+	})
+	metric := func(want string) {
+		t.Helper()
+		const head = "# HELP fairlead_source_stale_since_timestamp_seconds Since when something cannot be read from the API server, " +
+			"so that rules follow no change of it; 0 while everything can.\n# TYPE fairlead_source_stale_since_timestamp_seconds gauge\n"
+		if err := testutil.GatherAndCompare(reg, strings.NewReader(head+"fairlead_source_stale_since_timestamp_seconds "+want+"\n"),
+			"fairlead_source_stale_since_timestamp_seconds"); err != nil {
+			t.Error(err)
+		}
+	}
+	probe := func(path string, code int, want string) {
+		t.Helper()
+		if w := get(s.Handler(), path); w.Code != code || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: got %d %q, want %d %q", path, w.Code, w.Body, code, want)
+		}
+	}
+	metric("0")
+	if w := get(s.Handler(), "/healthz"); strings.Contains(w.Body.String(), "stale") {
+		t.Errorf("got %q", w.Body)
+	}
+	stale = map[string]time.Time{"services": since, "endpointslices": since.Add(time.Second)}
+	const remark = "; cannot read endpointslices, services since 2026-01-02T03:04:05Z"
+	probe("/readyz", 503, "waiting for the first sync of [IPv4]"+remark)
+	s.Synced(model.IPv4, time.Now())
+	probe("/readyz", 200, "ok"+remark)
+	for _, path := range []string{"/healthz", "/livez"} {
+		probe(path, 200, `"stale":{"endpointslices":"2026-01-02T03:04:06Z","services":"2026-01-02T03:04:05Z"}`)
+	}
+	metric("1.767323045e+09")
+}
+
 func TestProbes(t *testing.T) {
 	for _, tt := range []struct {
 		name           string
@@ -256,7 +295,7 @@ func TestCounters(t *testing.T) {
 	s := newState(t, health.Config{Registerer: reg})
 	expect := func(want string) {
 		t.Helper()
-		if err := testutil.GatherAndCompare(reg, strings.NewReader(want)); err != nil {
+		if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "kubeproxy_proxy_healthz_total", "kubeproxy_proxy_livez_total"); err != nil {
 			t.Error(err)
 		}
 	}

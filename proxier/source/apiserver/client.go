@@ -33,7 +33,9 @@ var ErrNotInCluster = errors.New("no API server is named and this is not a pod o
 // of a binary, and 8 MB of resident memory.
 type Client struct {
 	// server is its URL.
-	server         string
+	server string
+	// gate is what requests of informers pass.
+	gate           *gate
 	services       func(namespace string) lister[*corev1.ServiceList]
 	endpointSlices lister[*discoveryv1.EndpointSliceList]
 	serviceCIDRs   lister[*networkingv1.ServiceCIDRList]
@@ -101,6 +103,7 @@ func newClient(config *rest.Config) (*Client, error) {
 	nodes := gentype.NewClientWithList("nodes", core, params, "", newOf[corev1.Node], newOf[corev1.NodeList])
 	return &Client{
 		server: serverURL(core),
+		gate:   newGate(),
 		services: func(namespace string) lister[*corev1.ServiceList] {
 			return gentype.NewClientWithList("services", core, params, namespace, newOf[corev1.Service], newOf[corev1.ServiceList])
 		},

@@ -29,6 +29,7 @@ var (
 // run is a source at work on a fake API server, inside a synctest bubble.
 type run struct {
 	*sourcetest.Recorder
+	source *Source
 	client *fake.Clientset
 	logs   *sourcetest.Log
 	stop   func()
@@ -54,6 +55,7 @@ func start(t *testing.T, client *fake.Clientset, config Config) *run {
 	ctx, cancel := context.WithCancel(klog.NewContext(t.Context(), logs.Logger()))
 	r := &run{
 		Recorder: sourcetest.NewRecorder(t),
+		source:   s,
 		client:   client,
 		logs:     logs,
 	}
@@ -137,6 +139,7 @@ func newFake(objects ...runtime.Object) *fake.Clientset { return fake.NewClients
 // clientOf returns a Client of a fake API server.
 func clientOf(f *fake.Clientset) *Client {
 	return &Client{
+		gate:           newGate(),
 		services:       func(namespace string) lister[*corev1.ServiceList] { return f.CoreV1().Services(namespace) },
 		endpointSlices: f.DiscoveryV1().EndpointSlices(""),
 		serviceCIDRs:   f.NetworkingV1().ServiceCIDRs(),

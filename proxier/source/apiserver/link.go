@@ -5,6 +5,7 @@ package apiserver
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/url"
 	"strings"
@@ -35,16 +36,17 @@ type link struct {
 	now    func() time.Time
 
 	mu sync.Mutex
-	// failing holds the resources that cannot be read at the moment.
-	failing map[string]struct{}
-	since   time.Time
+	// failing holds the resources that cannot be read at the moment, and since when.
+	failing map[string]time.Time
+	// since is when the first of them began to.
+	since time.Time
 	// told holds the reasons that were told since the time window.
 	told   map[string]struct{}
 	window time.Time
 }
 
 func newLink(server string, now func() time.Time) *link {
-	return &link{server: server, now: now, failing: map[string]struct{}{}, told: map[string]struct{}{}}
+	return &link{server: server, now: now, failing: map[string]time.Time{}, told: map[string]struct{}{}}
 }
 
 // failed takes the error of a request for the resource.
@@ -58,7 +60,9 @@ func (l *link) failed(ctx context.Context, resource string, err error) {
 	if len(l.failing) == 0 {
 		l.since = now
 	}
-	l.failing[resource] = struct{}{}
+	if _, was := l.failing[resource]; !was {
+		l.failing[resource] = now
+	}
 	if now.Sub(l.window) >= remindAfter {
 		clear(l.told)
 		l.window = now
@@ -93,6 +97,13 @@ func (l *link) watching(ctx context.Context, resource string) {
 	if back {
 		klog.FromContext(ctx).Info("The API server can be read again", "server", l.server, "after", lasted.Round(time.Second))
 	}
+}
+
+// stale returns the resources that cannot be read, and since when.
+func (l *link) stale() map[string]time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.failing)
 }
 
 // serverOf returns the server's URL, from the error where it is not known

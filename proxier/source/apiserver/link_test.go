@@ -115,19 +115,23 @@ func TestLinkTakesAnswersForNoFailure(t *testing.T) {
 	}
 }
 
-// While the server is away nothing is delivered, neither changes nor another
-// status, and the log stays readable.
+// While the server is away nothing is delivered, neither changes nor another status, and
+// the log stays readable; it is asked once in a second or two for all resources together.
+// What is stale is told. Once the server is back it is asked for what has changed alone.
 func TestServerGoesAwayAndComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := newFake(web(), webSlice("1", "10.244.1.5"), ownNodeObject("1"))
 		var away atomic.Bool
-		down := errors.New("connect: connection refused")
+		var tries, lists atomic.Int32
+		down := refusedConnection("/api/v1/services", 1)
 		client.PrependReactor("list", "*", func(kubetesting.Action) (bool, runtime.Object, error) {
+			lists.Add(1)
 			return away.Load(), nil, down
 		})
 		watches := make(chan *watch.FakeWatcher, 4)
 		client.PrependWatchReactor("*", func(kubetesting.Action) (bool, watch.Interface, error) {
 			if away.Load() {
+				tries.Add(1)
 				return true, nil, down
 			}
 			w := watch.NewFake()
@@ -140,8 +144,14 @@ func TestServerGoesAwayAndComesBack(t *testing.T) {
 		})
 		r := startSource(t, client, nil)
 		before := len(r.Steps())
+		if got := r.source.Stale(); len(got) > 0 {
+			t.Errorf("stale before the server goes away: %v", got)
+		}
 
+		time.Sleep(time.Minute) // client-go lists anew after a watch that was very short
+		gone := time.Now()
 		away.Store(true)
+		lists.Store(0)
 		for range 4 {
 			(<-watches).Stop()
 		}
@@ -150,19 +160,34 @@ func TestServerGoesAwayAndComesBack(t *testing.T) {
 		if got := r.since(before); len(got) > 0 {
 			t.Errorf("steps while the server is away: %+v", got)
 		}
-		lines := r.logs.Matching("Cannot read from the API server", `reason="connect: connection refused"`)
+		lines := r.logs.Matching("Cannot read from the API server", `reason="dial tcp 10.0.0.1:6443: connect: connection refused"`)
 		if len(lines) < 4 || len(lines) > 6 {
 			t.Errorf("%d lines in five minutes, want about one a minute: %q", len(lines), lines)
 		}
+		if got := tries.Load(); got < 150 || got > 310 {
+			t.Errorf("%d requests in five minutes, want one in a second or two", got)
+		}
+		stale := r.source.Stale()
+		for _, resource := range []string{"services", "endpointslices", "servicecidrs", "nodes"} {
+			if since, ok := stale[resource]; !ok || since.Sub(gone) > time.Second {
+				t.Errorf("%s are stale since %v (%t), want %v", resource, since, ok, gone)
+			}
+		}
 
 		away.Store(false)
-		time.Sleep(2 * time.Minute) // client-go waits up to one between attempts
+		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if got := r.since(before); len(got) > 0 {
 			t.Errorf("steps although nothing has changed: %+v", got)
 		}
 		if got := r.logs.Matching("can be read again"); len(got) != 1 {
-			t.Errorf("recovery is told %d times", len(got))
+			t.Errorf("within two seconds recovery is told %d times, want once", len(got))
+		}
+		if got := lists.Load(); got > 0 {
+			t.Errorf("%d lists, want none: watches go on from where they were", got)
+		}
+		if got := r.source.Stale(); len(got) > 0 {
+			t.Errorf("stale although the server is back: %v", got)
 		}
 	})
 }

@@ -4,6 +4,9 @@ package apiserver
 
 import (
 	"context"
+	"errors"
+	"net/url"
+	"reflect"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -48,24 +51,42 @@ func listWatch[L runtime.Object](client *Client, link outcomes, resource string,
 	}
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
-			list, err := from.List(ctx, selected(opts))
-			if err != nil {
-				link.failed(ctx, resource, err)
-				return nil, err
-			}
-			return list, nil
+			return pass(ctx, client.gate, link, resource, func() (L, error) { return from.List(ctx, selected(opts)) })
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-			w, err := from.Watch(ctx, selected(opts))
-			if err != nil {
-				link.failed(ctx, resource, err)
-				return nil, err
+			w, err := pass(ctx, client.gate, link, resource, func() (watch.Interface, error) { return orBroken(from.Watch(ctx, selected(opts))) })
+			if err == nil {
+				link.watching(ctx, resource)
 			}
-			link.watching(ctx, resource)
-			return w, nil
+			return w, err
 		},
 	}
 	return cache.ToListWatcherWithWatchListSemantics(lw, client.semantics)
+}
+
+// errBroken is what client-go makes a watch of that says nothing.
+var errBroken = &url.Error{Op: "Watch", Err: errors.New("the connection broke, or there was no answer in time")}
+
+// orBroken returns the result of a request to watch, and errBroken for a watch of
+// client-go's that stands for a failure.
+func orBroken(w watch.Interface, err error) (watch.Interface, error) {
+	if err == nil && reflect.TypeOf(w) == reflect.TypeOf(watch.NewEmptyWatch()) {
+		return nil, errBroken
+	}
+	return w, err
+}
+
+// pass makes a request through the gate and tells the link of failures.
+func pass[T any](ctx context.Context, gate *gate, link outcomes, resource string, request func() (T, error)) (result T, _ error) {
+	err := gate.pass(ctx, func() (err error) {
+		result, err = request()
+		return err
+	}, func(err error) { link.failed(ctx, resource, err) })
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return result, nil
 }
 
 func services(client *Client, link *link) cache.ListerWatcher {

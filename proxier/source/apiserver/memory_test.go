@@ -61,6 +61,7 @@ func (s stream[L]) Watch(ctx context.Context, _ metav1.ListOptions) (watch.Inter
 func cluster(n int) *Client {
 	end := metav1.ObjectMeta{ResourceVersion: "9", Annotations: map[string]string{metav1.InitialEventsAnnotationKey: "true"}}
 	return &Client{
+		gate: newGate(),
 		services: func(string) lister[*corev1.ServiceList] {
 			return stream[*corev1.ServiceList]{n, clusterService, &corev1.Service{ObjectMeta: end}}
 		},

@@ -142,6 +142,10 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	return waitAtMost(parent, stopPatience, g.Wait)
 }
 
+// Stale returns the resources that cannot be read from the API server at the moment, and
+// since when. What was delivered of them stays.
+func (s *Source) Stale() map[string]time.Time { return s.link.stale() }
+
 // stopPatience is how long Run waits for the informers to end. One whose first
 // list has failed is in client-go's backoff, and hears of the end only after it.
 const stopPatience = 200 * time.Millisecond
