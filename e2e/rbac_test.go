@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"fairlead/e2e/cluster"
 	"fairlead/e2e/lab"
 	"fairlead/proxier/model"
 )
@@ -37,8 +38,11 @@ func TestKernelPermissions(t *testing.T) {
 	}
 	l := newLab(t)
 	node := l.Nodes[0]
-	audit := newAuditLog(t)
-	c, kubeconfig := startCluster(ctx, t, l, audit.flags()...)
+	audit, err := cluster.NewAuditLog(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, kubeconfig := startCluster(ctx, t, l, audit.Flags()...)
 	create(ctx, t, c.Clientset(), append(web(l, node.Pods[0]), nodeObject(node.Label))...)
 	role := createPermissions(ctx, t, c.Clientset(), filepath.Join("..", "deploy", "base", "rbac.yaml"))
 
@@ -60,7 +64,7 @@ func TestKernelPermissions(t *testing.T) {
 	if r := webProbe(node.Pods[1], model.IPv4, "tcp").Once(ctx); r.Server != node.Pods[0].Label {
 		t.Errorf("a Service whose cluster IP another one has as external IP: %s", r)
 	}
-	audit.checkUse(t, role)
+	checkUse(t, audit, role)
 }
 
 // thiefInEvent creates a Service that has the cluster IP of web as external IP,
