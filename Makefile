@@ -78,7 +78,7 @@ test: build image tools uml lint ## Run all tests
 e2e-cluster: image tools uml ## Run the DaemonSet in a cluster of two nodes (root)
 	@e2e/install-deps.sh cluster
 	@$(MAKE) --no-print-directory -C e2e/tools cluster
-	go test -tags e2ecluster -count 1 -timeout 20m ./e2e/realcluster
+	go test -tags e2ecluster -count 1 -v -timeout 40m ./e2e/realcluster $(if $(CLUSTER),-args $(CLUSTER))
 	go test -count 1 -run '^TestKernelKubeProxy$$/tables' ./e2e
 	$(BIN)/uml go-test -run '^TestKernelKubeProxy$$/ipvs' ./e2e
 

@@ -7,7 +7,8 @@
 #
 #   node.sh DIR KUBELET IMAGE...
 #
-# DIR has containerd.toml, kubelet.yaml, kubeconfig and cni.conflist; images are archives.
+# DIR has containerd.toml, kubelet.yaml, kubeconfig, and the directories cni, which becomes
+# /etc/cni/net.d, and pods, for logs; images are archives.
 set -eu
 dir=$1 kubelet=$2
 shift 2
@@ -20,10 +21,11 @@ for d in /etc /usr/lib; do
 done
 mount -t tmpfs tmpfs /var/lib
 mount -t tmpfs tmpfs /var/log
-mkdir -p /etc/cni/net.d /run/kubelet /usr/lib/modules
+mkdir -p /etc/cni/net.d /run/kubelet /usr/lib/modules /var/log/pods
 mount -t tmpfs tmpfs /run/kubelet
 mount --make-shared /run/kubelet
-cp "$dir/cni.conflist" /etc/cni/net.d/10-pods.conflist
+mount --bind "$dir/cni" /etc/cni/net.d # what comes there later, too
+mount --bind "$dir/pods" /var/log/pods # which outlast the node, so that a test can show them
 
 containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
 until ctr --address /run/containerd/containerd.sock version >/dev/null 2>&1; do

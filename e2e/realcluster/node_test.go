@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,44 +19,79 @@ import (
 	"fairlead/proxier/model"
 )
 
-// pauseImage is the image that holds pods' namespaces.
-const pauseImage = "fairlead.test/pause:v1"
+func (f *fixture) nodeDir(n *lab.Node) string { return filepath.Join(f.Dir(), n.Label) }
 
-// startNode starts containerd and kubelet in a node of a lab, and waits until the Node is
-// ready.
-func startNode(ctx context.Context, t *testing.T, c *cluster.Cluster, n *lab.Node, kubelet string, images ...string) {
-	t.Helper()
-	dir := filepath.Join(c.Dir(), n.Label)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
+// cniDir is the node's /etc/cni/net.d, empty until wirePods.
+func (f *fixture) cniDir(n *lab.Node) string { return filepath.Join(f.nodeDir(n), "cni") }
+
+// startNodes starts containerd and kubelet in all nodes, and waits until kubelets have
+// said so. There is no CNI yet.
+func (f *fixture) startNodes(ctx context.Context) {
+	f.t.Helper()
+	images := []string{fairleadArchive(f.t), podArchive(f.t), archive(f.t, dnsImage, filepath.Join(tools(), "coredns"))}
+	for _, n := range f.lab.Nodes {
+		f.startNode(ctx, n, images)
 	}
-	for name, text := range map[string]string{
-		"containerd.toml": containerdConfig, "kubelet.yaml": kubeletConfig, "cni.conflist": cniConfig(t, n),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
+}
+
+func (f *fixture) startNode(ctx context.Context, n *lab.Node, images []string) {
+	f.t.Helper()
+	dir := f.nodeDir(n)
+	for _, d := range []string{f.cniDir(n), filepath.Join(dir, "pods")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			f.t.Fatal(err)
 		}
 	}
-	admin, err := os.ReadFile(c.Kubeconfig())
+	for name, text := range map[string]string{"containerd.toml": containerdConfig, "kubelet.yaml": kubeletConfig} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	admin, err := os.ReadFile(f.Kubeconfig())
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "kubeconfig"), admin, 0o600)
 	}
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	script, err := filepath.Abs("node.sh")
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	_, err = c.Launch(ctx, cluster.Program{
-		Argv: append([]string{script, dir, kubelet}, images...),
+	_, err = f.Launch(ctx, cluster.Program{
+		Argv: append([]string{script, dir, filepath.Join(tools(), "kubelet")}, images...),
 		Prefix: []string{
 			"nsenter", "--net=" + n.Path(), "--", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
 			"env", "NODE_NAME=" + n.Label, "NODE_IP=" + n.Addr(model.IPv4).String(),
 		},
 		Dir: n.Label,
 		Ready: func(ctx context.Context) error {
-			node, err := c.Clientset().CoreV1().Nodes().Get(ctx, n.Label, metav1.GetOptions{})
+			_, err := f.Clientset().CoreV1().Nodes().Get(ctx, n.Label, metav1.GetOptions{})
+			return err
+		},
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// wirePods brings CNI's configuration to all nodes, and waits until they are ready. The
+// first node has the portmap plugin, and makes pods' host ports by it; on the others
+// they are Fairlead's.
+func (f *fixture) wirePods(ctx context.Context) {
+	f.t.Helper()
+	for i, n := range f.lab.Nodes {
+		file := filepath.Join(f.cniDir(n), "10-pods.conflist")
+		if err := os.WriteFile(file+".new", cniConfig(n, i == 0), 0o644); err != nil {
+			f.t.Fatal(err)
+		}
+		if err := os.Rename(file+".new", file); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	for _, n := range f.lab.Nodes {
+		await(ctx, f.t, "the Node "+n.Label, func() error {
+			node, err := f.Clientset().CoreV1().Nodes().Get(ctx, n.Label, metav1.GetOptions{})
 			if err != nil {
 				return err
 			}
@@ -66,34 +100,29 @@ func startNode(ctx context.Context, t *testing.T, c *cluster.Cluster, n *lab.Nod
 					return nil
 				}
 			}
-			return fmt.Errorf("the Node is not ready: %+v", node.Status.Conditions)
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
+			return fmt.Errorf("it is not ready: %+v", node.Status.Conditions)
+		})
 	}
 }
 
 // cniConfig wires pods to the bridge that the lab has made for the node's pods.
-func cniConfig(t *testing.T, n *lab.Node) string {
-	t.Helper()
-	text, err := json.Marshal(map[string]any{
-		"cniVersion": "0.4.0", "name": "pods",
-		"plugins": []any{map[string]any{
-			"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
-			"ipam": map[string]any{
-				"type": "host-local", "dataDir": "/run/cni",
-				"ranges": []any{[]any{map[string]any{"subnet": n.PodCIDR(model.IPv4).String()}}},
-				"routes": []any{map[string]any{"dst": "0.0.0.0/0"}},
-			},
-		}, map[string]any{
-			"type": "portmap", "capabilities": map[string]any{"portMappings": true},
-		}},
-	})
-	if err != nil {
-		t.Fatal(err)
+func cniConfig(n *lab.Node, portmap bool) []byte {
+	plugins := []any{map[string]any{
+		"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+		"ipam": map[string]any{
+			"type": "host-local", "dataDir": "/run/cni",
+			"ranges": []any{[]any{map[string]any{"subnet": n.PodCIDR(model.IPv4).String()}}},
+			"routes": []any{map[string]any{"dst": "0.0.0.0/0"}},
+		},
+	}}
+	if portmap {
+		plugins = append(plugins, map[string]any{"type": "portmap", "capabilities": map[string]any{"portMappings": true}})
 	}
-	return string(text)
+	text, err := json.Marshal(map[string]any{"cniVersion": "0.4.0", "name": "pods", "plugins": plugins})
+	if err != nil {
+		panic(err) // it is text alone
+	}
+	return text
 }
 
 // The machine's root is an overlay already, and a layer of containerd's cannot be on
@@ -104,7 +133,7 @@ state = "/run/containerd/state"
 [grpc]
   address = "/run/containerd/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "` + pauseImage + `"
+  sandbox_image = "` + podImage + `"
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
@@ -126,4 +155,6 @@ localStorageCapacityIsolation: false
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 10Mi, nodefs.available: 1%, imagefs.available: 1%}
 syncFrequency: 5s
+clusterDomain: cluster.local
+clusterDNS: [` + dnsAddr + `]
 `

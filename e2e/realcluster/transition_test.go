@@ -6,14 +6,19 @@ package realcluster
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
-	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -24,150 +29,253 @@ import (
 
 var transition = flag.Duration("transition", time.Minute, "how long clients ask during each transition, at least")
 
-// perSecond is how many requests there are in a second, to all addresses together.
-const perSecond = 200
+// transitions is a cluster whose Service clients ask, while what makes the Service changes.
+type transitions struct {
+	*fixture
+	clients load
+	// ends ends kube-proxies.
+	ends []func() error
+}
 
-// TestKernelTransitions: clients at the cluster IP, the node port and the host port notice
-// nothing of a change from kube-proxy to Fairlead, of its restart, of an update of the
-// DaemonSet, and of a change back; but they do of a flushed chain.
+// step does something while clients ask, and checks that they notice nothing.
+func (x *transitions) step(ctx context.Context, what string, do ...func(context.Context)) {
+	x.t.Helper()
+	since := time.Now()
+	for _, d := range do {
+		d(ctx)
+	}
+	x.clients.check(ctx, x.t, what, since, *transition)
+}
+
+// TestKernelTransitions: clients at the cluster IP, the node port and host ports notice
+// nothing of changes from kube-proxy, in either mode, to Fairlead, of a kill of agents, of
+// their replacement, of an update of the DaemonSet, of changes of mode, and of a change
+// back to kube-proxy; but they do of a flushed chain.
 func TestKernelTransitions(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute+5**transition)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute+8**transition)
 	defer cancel()
-	l, c := startNodes(ctx, t)
-	svc := web(ctx, t, c, len(l.Nodes))
-	var ends []func() error
-	kubeProxy := func() {
-		ends = nil
-		for _, n := range l.Nodes {
-			ends = append(ends, startKubeProxy(ctx, t, c, n))
-		}
-	}
-	kubeProxy()
-	for _, n := range l.Nodes {
-		awaitBoth(ctx, t, n, svc)
-	}
-	node := l.Nodes[0]
-	addr := node.Addr(model.IPv4).String()
-	addrs := []string{
-		net.JoinHostPort(svc.Spec.ClusterIP, "80"),
-		net.JoinHostPort(addr, strconv.Itoa(int(svc.Spec.Ports[0].NodePort))),
-		net.JoinHostPort(addr, strconv.Itoa(hostPort)),
-	}
-	clients := startLoad(ctx, l.Client, perSecond/len(addrs), addrs...)
-	defer func() {
-		clients.stop()
-		clients.done.Wait()
-	}()
-	step := func(what string, do func()) {
-		t.Helper()
-		since := time.Now()
-		do()
-		clients.check(ctx, t, what, since, *transition, perSecond)
-	}
-	step("kube-proxy alone", func() {})
-	step("from kube-proxy to Fairlead", func() {
-		for _, end := range ends {
-			if err := end(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		deploy(ctx, t, c)
-		await(ctx, t, "the DaemonSet", func() error { return daemonSetReady(ctx, c) })
-	})
-	step("a restart of all agents at once", func() {
-		restarted(ctx, t, c)
-	})
-	step("an update of the DaemonSet", func() {
-		patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"updated":%q}}}}}`, time.Now())
-		if _, err := c.Clientset().AppsV1().DaemonSets("kube-system").Patch(ctx, "fairlead", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		await(ctx, t, "the update", func() error { return daemonSetReady(ctx, c) })
-	})
-	step("from Fairlead to kube-proxy", func() {
-		if err := c.Clientset().AppsV1().DaemonSets("kube-system").Delete(ctx, "fairlead", metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		await(ctx, t, "the end of all agents", func() error { return agents(ctx, c, 0) })
-		kubeProxy()
-	})
+	x := &transitions{fixture: newFixture(ctx, t)}
+	x.startAll(ctx)
+	svc := x.web(ctx)
+	x.kubeProxy("nftables")(ctx)
+	x.awaitAll(ctx, svc)
 
-	if err := node.Iptables(ctx, lab.NFT, model.IPv4, "-t", "nat", "-F", "KUBE-SERVICES"); err != nil {
+	x.clients.from = x.lab.Client
+	asking, end := context.WithCancel(ctx)
+	defer x.clients.done.Wait()
+	defer end()
+	x.clients.startAll(asking, addresses(x.lab.Nodes[0], svc))
+	x.step(ctx, "from kube-proxy in nftables mode to Fairlead", x.endKubeProxy, x.fairlead("iptables"), x.without("kube-proxy"))
+	stop := x.clients.start(asking, net.JoinHostPort(nodeAddr(x.lab.Nodes[1]), strconv.Itoa(hostPort)), perSecond/3)
+	x.step(ctx, "a kill of all agents", x.kill)
+	x.step(ctx, "a deletion of all agents' pods", x.replace)
+	x.step(ctx, "an update of the DaemonSet", x.update)
+	x.step(ctx, "from iptables to nftables mode", x.switchTo("nftables"))
+	x.step(ctx, "from nftables to iptables mode", x.switchTo("iptables"), x.without("fairlead"))
+	stop() // kube-proxy has no host ports
+	x.step(ctx, "from Fairlead to kube-proxy in iptables mode", x.removeAgents, x.kubeProxy("iptables"))
+	x.step(ctx, "from kube-proxy in iptables mode to Fairlead", x.endKubeProxy, x.fairlead("iptables"))
+
+	x.removeAgents(ctx) // which would repair it
+	if err := x.lab.Nodes[0].Iptables(ctx, lab.NFT, model.IPv4, "-t", "nat", "-F", "KUBE-SERVICES"); err != nil {
 		t.Fatal(err)
 	}
+	var made tally
 	await(ctx, t, "failures after the chain KUBE-SERVICES was flushed", func() error {
-		if _, failed := clients.take(); len(failed) == 0 {
-			return fmt.Errorf("nothing has failed")
+		more := x.clients.take()
+		made.asked, made.reset, made.failed = made.asked+more.asked, made.reset+more.reset, append(made.failed, more.failed...)
+		made.slowest = max(made.slowest, more.slowest)
+		if len(made.failed) < 100 {
+			return errors.New(made.String())
+		}
+		return nil
+	})
+	t.Logf("control, the chain KUBE-SERVICES flushed: %s", made)
+}
+
+func nodeAddr(n *lab.Node) string { return n.Addr(model.IPv4).String() }
+
+// addresses are what clients ask: a Service's cluster IP, its node port, and the pods' host
+// port.
+func addresses(n *lab.Node, svc *corev1.Service) []string {
+	return []string{
+		net.JoinHostPort(svc.Spec.ClusterIP, "80"),
+		net.JoinHostPort(nodeAddr(n), strconv.Itoa(int(svc.Spec.Ports[0].NodePort))),
+		net.JoinHostPort(nodeAddr(n), strconv.Itoa(hostPort)),
+	}
+}
+
+// kubeProxy starts kube-proxy on all nodes, beside the kubelet.
+func (x *transitions) kubeProxy(mode string) func(context.Context) {
+	return func(ctx context.Context) {
+		x.t.Helper()
+		for _, n := range x.lab.Nodes {
+			end, err := x.Launch(ctx, cluster.Program{
+				Argv: []string{"kube-proxy", "--kubeconfig=" + x.Kubeconfig(), "--hostname-override=" + n.Label, "--cluster-cidr=10.244.0.0/16",
+					"--proxy-mode=" + mode, "--conntrack-max-per-core=0", "--conntrack-min=0"},
+				Prefix: []string{"nsenter", "--net=" + n.Path(), "--"},
+				Dir:    n.Label,
+				Ready:  func(ctx context.Context) error { return healthy(ctx, n) },
+			})
+			if err != nil {
+				x.t.Fatal(err)
+			}
+			x.ends = append(x.ends, end)
+		}
+	}
+}
+
+func (x *transitions) endKubeProxy(context.Context) {
+	x.t.Helper()
+	for _, end := range x.ends {
+		if err := end(); err != nil {
+			x.t.Fatal(err)
+		}
+	}
+	x.ends = nil
+}
+
+// fairlead deploys the DaemonSet.
+func (x *transitions) fairlead(mode string) func(context.Context) {
+	return func(ctx context.Context) { x.deploy(ctx, mode) }
+}
+
+// without waits until no node has a table of nf_tables of a name.
+func (x *transitions) without(table string) func(context.Context) {
+	return func(ctx context.Context) {
+		x.t.Helper()
+		for _, n := range x.lab.Nodes {
+			await(ctx, x.t, "the end of the tables "+table, func() error {
+				tables, err := n.Run(ctx, "nft", "list", "tables")
+				if err == nil && strings.Contains(tables, table) {
+					err = errors.New(tables)
+				}
+				return err
+			})
+		}
+	}
+}
+
+// switchTo changes the mode in the ConfigMap, and waits until all agents have it.
+func (x *transitions) switchTo(mode string) func(context.Context) {
+	return func(ctx context.Context) {
+		x.t.Helper()
+		x.setMode(ctx, mode)
+		for _, n := range x.lab.Nodes {
+			await(ctx, x.t, mode+" mode on "+n.Label, func() error {
+				got, err := get(ctx, n, "http://127.0.0.1:10249/proxyMode")
+				if err == nil && got != mode {
+					err = fmt.Errorf("it is in %s mode", got)
+				}
+				if err == nil {
+					_, err = get(ctx, n, "http://127.0.0.1:10256/readyz")
+				}
+				return err
+			})
+		}
+	}
+}
+
+// kill kills all agents' processes, and waits until kubelets have started others in the
+// same pods.
+func (x *transitions) kill(ctx context.Context) {
+	x.t.Helper()
+	for _, n := range x.lab.Nodes {
+		for _, pid := range agentsOf(x.t, n) {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				x.t.Fatal(err)
+			}
+		}
+	}
+	await(ctx, x.t, "restarts", func() error {
+		pods, err := x.agentPods(ctx)
+		if err != nil {
+			return err
+		}
+		for _, p := range pods {
+			if s := p.Status.ContainerStatuses; len(s) != 1 || s[0].RestartCount == 0 || !s[0].Ready {
+				return fmt.Errorf("%s: %+v", p.Name, s)
+			}
 		}
 		return nil
 	})
 }
 
-// restarted deletes all agents' pods and waits until there are others.
-func restarted(ctx context.Context, t *testing.T, c *cluster.Cluster) {
+// agentsOf returns the agents' processes on a node.
+func agentsOf(t *testing.T, n *lab.Node) (pids []int) {
 	t.Helper()
-	const ours = "app.kubernetes.io/name=fairlead"
-	pods := c.Clientset().CoreV1().Pods("kube-system")
-	old, err := pods.List(ctx, metav1.ListOptions{LabelSelector: ours})
+	own, err := os.Stat(n.Path())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range old.Items {
-		if err := pods.Delete(ctx, p.Name, metav1.DeleteOptions{}); err != nil {
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, proc := range procs {
+		exe, err := os.Readlink(filepath.Join(proc, "exe"))
+		if err != nil || filepath.Base(exe) != "fairlead" {
+			continue // or gone
+		}
+		if ns, err := os.Stat(filepath.Join(proc, "ns", "net")); err != nil || !os.SameFile(ns, own) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(proc))
+		if err != nil {
 			t.Fatal(err)
 		}
+		pids = append(pids, pid)
 	}
-	await(ctx, t, "other agents", func() error {
-		now, err := pods.List(ctx, metav1.ListOptions{LabelSelector: ours})
+	if len(pids) != 1 {
+		t.Fatalf("%s has the agents %v, want one", n.Label, pids)
+	}
+	return pids
+}
+
+// replace deletes all agents' pods and waits until there are others.
+func (x *transitions) replace(ctx context.Context) {
+	x.t.Helper()
+	old, err := x.agentPods(ctx)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	for _, p := range old {
+		if err := x.Clientset().CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{}); err != nil {
+			x.t.Fatal(err)
+		}
+	}
+	x.awaitOthers(ctx, old)
+}
+
+// update changes the DaemonSet, and waits until all of its pods are of the new version.
+func (x *transitions) update(ctx context.Context) {
+	x.t.Helper()
+	old, err := x.agentPods(ctx)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"updated":%q}}}}}`, time.Now())
+	if _, err := x.Clientset().AppsV1().DaemonSets("kube-system").Patch(ctx, "fairlead", types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		x.t.Fatal(err)
+	}
+	x.awaitOthers(ctx, old)
+}
+
+// awaitOthers waits until the DaemonSet is ready without any of its former pods.
+func (x *transitions) awaitOthers(ctx context.Context, old []corev1.Pod) {
+	x.t.Helper()
+	await(ctx, x.t, "other agents", func() error {
+		now, err := x.agentPods(ctx)
 		if err != nil {
 			return err
 		}
-		for _, p := range now.Items {
-			for _, o := range old.Items {
+		for _, p := range now {
+			for _, o := range old {
 				if p.UID == o.UID {
 					return fmt.Errorf("%s is still there", p.Name)
 				}
 			}
 		}
-		return daemonSetReady(ctx, c)
+		return x.agentsReady(ctx)
 	})
-}
-
-// agents fails unless there are so many agents' pods.
-func agents(ctx context.Context, c *cluster.Cluster, want int) error {
-	pods, err := c.Clientset().CoreV1().Pods("kube-system").List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=fairlead"})
-	if err == nil && len(pods.Items) != want {
-		err = fmt.Errorf("there are %d pods, want %d", len(pods.Items), want)
-	}
-	return err
-}
-
-// startKubeProxy starts kube-proxy on a node, beside the kubelet, and waits until it is
-// healthy.
-func startKubeProxy(ctx context.Context, t *testing.T, c *cluster.Cluster, n *lab.Node) func() error {
-	t.Helper()
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		return n.Dial(ctx, network, addr)
-	}}}
-	end, err := c.Launch(ctx, cluster.Program{
-		Argv: []string{"kube-proxy", "--kubeconfig=" + c.Kubeconfig(), "--hostname-override=" + n.Label, "--cluster-cidr=10.244.0.0/16",
-			"--proxy-mode=iptables", "--conntrack-max-per-core=0", "--conntrack-min=0"},
-		Prefix: []string{"nsenter", "--net=" + n.Path(), "--"},
-		Dir:    n.Label,
-		Ready: func(context.Context) error {
-			resp, err := client.Get("http://127.0.0.1:10256/healthz")
-			if err != nil {
-				return err
-			}
-			defer resp.Body.Close()
-			if resp.StatusCode != http.StatusOK {
-				return fmt.Errorf("kube-proxy answers %s", resp.Status)
-			}
-			return nil
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return end
 }

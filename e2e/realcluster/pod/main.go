@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command pod is what runs in the pods of e2e/realcluster: without arguments it waits
-// until it is told to end, as the container that holds a pod's namespaces; with an
-// address it answers HTTP requests there with the pod's name.
+// until it is told to end, as the container that holds a pod's namespaces. With an
+// address it answers HTTP requests there: with the pod's name, and /lookup?name=…&network=…
+// with the addresses that the pod's resolver finds by one protocol, udp or tcp.
 package main
 
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -22,8 +25,22 @@ func main() {
 		if err != nil {
 			name = err.Error()
 		}
-		srv := &http.Server{Addr: os.Args[1], Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, name) })}
-		go func() { fmt.Fprintln(os.Stderr, srv.ListenAndServe()); stop() }()
+		http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, name) })
+		http.HandleFunc("/lookup", lookup)
+		go func() { fmt.Fprintln(os.Stderr, http.ListenAndServe(os.Args[1], nil)); stop() }()
 	}
 	<-ctx.Done()
+}
+
+func lookup(w http.ResponseWriter, r *http.Request) {
+	network := r.FormValue("network")
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, server string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, server)
+	}}
+	addrs, err := resolver.LookupHost(r.Context(), r.FormValue("name"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	fmt.Fprint(w, strings.Join(addrs, " "))
 }
