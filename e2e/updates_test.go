@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -172,10 +173,11 @@ func afresh(ctx context.Context, t *testing.T, l *lab.Lab, dir *directory) strin
 }
 
 // waitRules waits until a node has these rules, for a while: what changes may
-// be one family's alone, so there is no line in the log to wait for.
+// be one family's alone, so there is no line in the log to wait for. What of the table of
+// nftables mode is out of use goes after five seconds without a change.
 func waitRules(ctx context.Context, t *testing.T, n *lab.Node, want string) bool {
 	t.Helper()
-	for range 50 {
+	for start := time.Now(); time.Since(start) < 20*time.Second; {
 		if save(ctx, t, n, oneVariant()) == want {
 			return true
 		}
