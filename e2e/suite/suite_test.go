@@ -172,6 +172,9 @@ func newRun(t *testing.T, s subject) *run {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if strings.HasPrefix(s.name(), "ipvs") {
+		topo.keepApart()
+	}
 	r := &run{topo: topo}
 	t.Cleanup(func() { r.close(t) })
 	if r.feed, err = s.feed(ctx, topo); err != nil {

@@ -69,7 +69,7 @@ type topology struct {
 	// names tell what endpoints can see: the addresses in symbolic terms.
 	names map[netip.Addr]string
 	// ports are the source ports of each host for each kind of flow, and direct those
-	// of nodes that ask another one at its own address.
+	// of nodes that ask another one at its own address, if these are others.
 	ports, direct map[string]map[flow]*lab.Ports
 }
 
@@ -85,6 +85,14 @@ func (topo *topology) portsOf(from string, f flow, to netip.Addr) *lab.Ports {
 		return topo.direct[from][f]
 	}
 	return topo.ports[from][f]
+}
+
+// keepApart has requests between nodes come from ports that neither masquerades to, for
+// IPVS. There are few of these.
+func (topo *topology) keepApart() {
+	for _, n := range topo.lab.Nodes {
+		topo.direct[n.Label] = portsFrom(512, 599)
+	}
 }
 
 // portsFrom are source ports for each kind of flow.
@@ -121,7 +129,6 @@ func topologyOf(l *lab.Lab) *topology {
 	add(l.Client)
 	for _, n := range l.Nodes {
 		add(n.NS)
-		topo.direct[n.Label] = portsFrom(512, 599)
 		for _, f := range model.Families() {
 			topo.names[bridgeAddr(n, f)] = n.Label + " bridge"
 		}

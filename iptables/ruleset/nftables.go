@@ -10,6 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The package notes the byte order when it is first asked for it, which several
+// goroutines must not be at a time.
+var _ = nl.NativeEndian()
+
 // NFTables shows what is in nf_tables without a command: iptables-nft-save
 // fetches all chains and rules of a family before it prints the first, which
 // takes seconds where there are 100,000, and other commands of iptables before
