@@ -67,9 +67,10 @@ func inTable(ctx context.Context, t *testing.T, n *lab.Node, name string) bool {
 
 // rulesFor tells whether there are rules for pods that come to the outside, or for host
 // ports: a chain of iptables, or in nftables mode a set with something in it.
-func rulesFor(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant, chain, set string) bool {
+func rulesFor(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant, set string, chains ...string) bool {
 	t.Helper()
-	if strings.Contains(save(ctx, t, n, v), chain) {
+	rules := save(ctx, t, n, v)
+	if slices.ContainsFunc(chains, func(chain string) bool { return strings.Contains(rules, chain) }) {
 		return true
 	}
 	return *proxyMode == "nftables" && inTable(ctx, t, n, set)
@@ -78,11 +79,11 @@ func rulesFor(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant, cha
 // masquerades tells whether there are rules for pods that come to the outside.
 func masquerades(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) bool {
 	t.Helper()
-	return rulesFor(ctx, t, n, v, "KUBE-POD-MASQ", "masqueraded-pods")
+	return rulesFor(ctx, t, n, v, "masqueraded-pods", "KUBE-POD-MASQ")
 }
 
 // hasHostPorts tells whether there are rules for host ports.
 func hasHostPorts(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) bool {
 	t.Helper()
-	return rulesFor(ctx, t, n, v, "KUBE-H", "host-ports")
+	return rulesFor(ctx, t, n, v, "host-ports", "KUBE-HOSTPORTS", "KUBE-HP-")
 }
