@@ -95,7 +95,8 @@ test-unit: ## Run the tests that need neither root nor tools
 lint: ## Check formatting, vet, and shell scripts
 	@test -z "$$(gofmt -l $(GOFILES))" || { echo "gofmt would change: $$(gofmt -l $(GOFILES))"; exit 1; }
 	@go vet -tags e2ecluster ./...
-	@if command -v shellcheck >/dev/null; then shellcheck e2e/*.sh e2e/realcluster/*.sh deploy/image/*.sh .ci/run; fi
+	@if command -v shellcheck >/dev/null; then shellcheck e2e/*.sh e2e/realcluster/*.sh deploy/image/*.sh .ci/run; \
+	else echo "lint: the scripts are not checked: install Debian's package shellcheck"; fi
 
 .PHONY: golden
 golden: ## Rewrite the golden files from what the code does now

@@ -22,13 +22,8 @@ import (
 // has is an Event on its Service in a real API server, harms neither the Service
 // nor others, and answers once it is free.
 func TestKernelHealthCheckPortTaken(t *testing.T) {
-	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
-		t.Skip(err)
-	}
-	l := newLab(t)
+	ctx, l, c, kubeconfig := clusterLab(t)
 	node := l.Nodes[0]
-	c, kubeconfig := startCluster(ctx, t, l)
 	createPermissions(ctx, t, c.Clientset(), filepath.Join("..", "deploy", "base", "rbac.yaml"))
 	objs := exposed(l, node.Pods[0])
 	svc := objs[0].(*corev1.Service)

@@ -499,13 +499,8 @@ func createPod(ctx context.Context, t *testing.T, c kubernetes.Interface, pod *c
 // ports, with the permissions of deploy/base/rbac.yaml. One that does not get its port has an
 // Event, and gets it when the Pod goes that has it.
 func TestKernelHostPortFromAPIServer(t *testing.T) {
-	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
-		t.Skip(err)
-	}
-	l := newLab(t)
+	ctx, l, c, kubeconfig := clusterLab(t)
 	node := l.Nodes[0]
-	c, kubeconfig := startCluster(ctx, t, l)
 	client := c.Clientset()
 	create(ctx, t, client, nodeObject(node.Label))
 	createPermissions(ctx, t, client, filepath.Join("..", "deploy", "base", "rbac.yaml"))
@@ -568,13 +563,8 @@ func TestKernelHostPortFromAPIServer(t *testing.T) {
 // TestKernelHostPortDelay: a host port works soon after the API server has the Pod's
 // address, which a CNI plugin would have programmed by then. The log says how soon.
 func TestKernelHostPortDelay(t *testing.T) {
-	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
-		t.Skip(err)
-	}
-	l := newLab(t)
+	ctx, l, c, kubeconfig := clusterLab(t)
 	node := l.Nodes[0]
-	c, kubeconfig := startCluster(ctx, t, l)
 	client := c.Clientset()
 	create(ctx, t, client, nodeObject(node.Label))
 	startAgent(ctx, t, node, oneVariant(), "--kubeconfig", kubeconfig, "--cni-conf-dir", t.TempDir()).waitSynced(ctx, 0)

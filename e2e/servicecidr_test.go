@@ -24,13 +24,8 @@ import (
 // goes has its effect on the Services that are there, and permissions without
 // ServiceCIDRs, as an older agent's, take nothing else away.
 func TestKernelServiceCIDRs(t *testing.T) {
-	ctx := testContext(t)
-	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
-		t.Skip(err)
-	}
-	l := newLab(t)
+	ctx, l, c, kubeconfig := clusterLab(t)
 	node := l.Nodes[0]
-	c, kubeconfig := startCluster(ctx, t, l)
 	api := c.Clientset()
 	createPermissions(ctx, t, api, filepath.Join("..", "deploy", "base", "rbac.yaml"))
 	setServiceCIDRRule(ctx, t, api, false)

@@ -42,6 +42,18 @@ func startCluster(ctx context.Context, t *testing.T, l *lab.Lab, flags ...string
 	return c, c.Kubeconfig()
 }
 
+// clusterLab is a lab with an API server, for what is the same with either variant.
+func clusterLab(t *testing.T) (context.Context, *lab.Lab, *cluster.Cluster, string) {
+	t.Helper()
+	ctx := testContext(t)
+	if err := lab.VariantSupported(ctx, oneVariant()); err != nil {
+		t.Skip(err)
+	}
+	l := newLab(t)
+	c, kubeconfig := startCluster(ctx, t, l)
+	return ctx, l, c, kubeconfig
+}
+
 // awaitOwnEndpoint waits until the API server has written the endpoint of its
 // own Service, which it does a moment after it serves.
 func awaitOwnEndpoint(ctx context.Context, t *testing.T, c *cluster.Cluster) {

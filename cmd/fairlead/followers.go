@@ -75,29 +75,41 @@ func (w *flows) Follow(ctx context.Context, d proxier.Desired) error {
 	return err
 }
 
-// leftovers removes what nftables modes have left in one family, kube-proxy's and,
-// unless it is the mode, ours. Their rules decide before ours, and follow no change any
-// more.
-type leftovers struct {
-	family model.Family
-	// keep is set where our own table is in use.
-	keep bool
+// once does something a single time, when the rules of all objects are in place: it
+// removes what served, or was used, before.
+type once struct {
+	do   func(ctx context.Context) error
 	done bool
 }
 
-var _ proxier.Follower = (*leftovers)(nil)
+var _ proxier.Follower = (*once)(nil)
 
-// Follow implements proxier.Follower.
-func (l *leftovers) Follow(ctx context.Context, d proxier.Desired) error {
-	if l.done || !d.Prune {
+// Follow implements proxier.Follower. What fails for now, with errNotYet, is tried again.
+func (o *once) Follow(ctx context.Context, d proxier.Desired) error {
+	if o.done || !d.Prune {
 		return nil
 	}
-	l.done = true
-	err := removeNftables(ctx, l.family)
-	if !l.keep {
-		err = errors.Join(err, removeTable(ctx, l.family))
+	err := o.do(ctx)
+	o.done = !errors.Is(err, errNotYet)
+	if !o.done {
+		return nil
 	}
 	return err
+}
+
+var errNotYet = errors.New("not yet")
+
+// nftablesLeftovers removes what nftables modes have left in one family, kube-proxy's and,
+// unless it is kept as the mode has it, ours. Their rules decide before ours, and follow no
+// change any more.
+func nftablesLeftovers(f model.Family, keep bool) *once {
+	return &once{do: func(ctx context.Context) error {
+		err := removeNftables(ctx, f)
+		if !keep {
+			err = errors.Join(err, removeTable(ctx, f))
+		}
+		return err
+	}}
 }
 
 func removeNftables(ctx context.Context, f model.Family) error {

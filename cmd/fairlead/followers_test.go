@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -135,5 +136,27 @@ func BenchmarkFollow(b *testing.B) {
 				f.change(versions[i%2])
 			}
 		})
+	}
+}
+
+// TestOnce: what is done once is done when all objects are known, and again only where it
+// could not be done yet.
+func TestOnce(t *testing.T) {
+	calls, failed := 0, errors.New("failed")
+	answers := []error{errNotYet, failed, nil}
+	o := &once{do: func(context.Context) error { calls++; return answers[calls-1] }}
+	for i, step := range []struct {
+		prune bool
+		calls int
+		err   error
+	}{
+		{prune: false, calls: 0},
+		{prune: true, calls: 1},
+		{prune: true, calls: 2, err: failed},
+		{prune: true, calls: 2},
+	} {
+		if err := o.Follow(t.Context(), proxier.Desired{Prune: step.prune}); !errors.Is(err, step.err) || calls != step.calls {
+			t.Errorf("step %d: %d calls, error %v; want %d and %v", i, calls, err, step.calls, step.err)
+		}
 	}
 }

@@ -142,7 +142,7 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 	mode := ipvs.New(rules, ipvs.Kernel{
 		Servers: b.servers[f], Device: dev, Rules: engine, Now: time.Now, Set: ipvsSets(f),
 	})
-	followers := []proxier.Follower{&clientSets{family: f}, b.reserved.family(f)}
+	followers := []proxier.Follower{clientSets(f), b.reserved.family(f)}
 	counted, err := servers.New(ipv6) // with sockets of its own, so that nobody waits for who reads metrics
 	if err != nil {
 		return served{}, err
@@ -158,20 +158,8 @@ func ipvsSets(f model.Family) func(string, ipset.Type) ipvs.Set {
 }
 
 // clientSets removes the sets of clients that iptables mode has left in one family.
-type clientSets struct {
-	family model.Family
-	done   bool
-}
-
-var _ proxier.Follower = (*clientSets)(nil)
-
-// Follow implements proxier.Follower.
-func (c *clientSets) Follow(ctx context.Context, d proxier.Desired) error {
-	if c.done || !d.Prune {
-		return nil
-	}
-	c.done = true
-	return iptables.CleanSets(ctx, ipset.New(c.family == model.IPv6), nil)
+func clientSets(f model.Family) *once {
+	return &once{do: func(ctx context.Context) error { return iptables.CleanSets(ctx, ipset.New(f == model.IPv6), nil) }}
 }
 
 // ipvsLeftovers removes what IPVS mode has left in one family, ours or kube-proxy's,

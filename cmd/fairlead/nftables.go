@@ -138,7 +138,7 @@ func (b *nftablesBackend) family(ctx context.Context, f model.Family) (served, e
 		w.watcher = node.watcher(ctx, f, out.engine.Owns, ruleset.Mangle)
 		watched(out.engine, w.watcher)
 		left := &ipvsLeftovers{family: f, device: &b.device, exclude: cfg.excludeCIDRs, grace: cfg.IPVS.GracePeriod}
-		out.followers, out.moved = append(out.followers, left, &clientSets{family: f}), left.moved
+		out.followers, out.moved = append(out.followers, left, clientSets(f)), left.moved
 	}
 	return out, nil
 }

@@ -50,7 +50,7 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 	if err != nil {
 		return err
 	}
-	minSyncPeriod, syncPeriod := mode.periods()
+	_, syncPeriod := mode.periods()
 	klog.FromContext(ctx).Info("Starting", "version", buildVersion(), "node", cfg.nodeName,
 		"proxyMode", mode.name(), "iptablesVariant", node.variant, "families", fmt.Sprint(node.families))
 
@@ -83,34 +83,16 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 	if cfg.startupTaint.Key != "" {
 		g.Go(func() error { removeStartupTaint(ctx, cfg, src, state.Ready()); return nil })
 	}
-	warner, _ := src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
-	carried := newTraffic(ctx, cfg, node, mode.name(), reg)
-	g.Go(func() error { carried.run(ctx, state.Ready()); return nil })
-	flowMetrics := conntrack.NewMetrics(reg, node.families)
+	a := &assembly{
+		cfg: cfg, node: node, mode: mode, settings: settings, state: state, metrics: metrics, tracker: tracker, beside: beside, small: small,
+		carried: newTraffic(ctx, cfg, node, mode.name(), reg), flowMetrics: conntrack.NewMetrics(reg, node.families),
+	}
+	a.warner, _ = src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
+	g.Go(func() error { a.carried.run(ctx, state.Ready()); return nil })
 	for _, f := range node.families {
-		checks := newHealthChecks(f, state, warner)
-		g.Go(func() error { return checks.ports.Run(ctx) })
-		own, err := mode.family(ctx, f)
-		if err != nil {
+		if err := a.family(ctx, g, f); err != nil {
 			return err
 		}
-		followers := append(own.followers, &leftovers{family: f, keep: mode.name() == nftablesName})
-		followers = append(followers, carried.followers(f, own.counters)...)
-		if !own.packets {
-			followers = append(followers, &unusedTrafficSet{family: f})
-		}
-		pods, ports := beside.podEgress(ctx, f, own), beside.hostPorts(ctx, f, own)
-		followers = append(followers, pods, newFlows(f, own, ports, flowMetrics), checks, small.follower(), servicesOwned{beside.owns.of(ctx, f, ownsServices)})
-		if f == model.IPv4 && (cfg.IPTables.LocalhostNodePorts || cfg.HostPorts.Localhost) {
-			followers = append(followers, &localnet{settings: settings, nodePorts: cfg.IPTables.LocalhostNodePorts, hostPorts: cfg.HostPorts.Localhost})
-		}
-		loop := proxier.NewLoop(proxier.LoopConfig{
-			Family: f, Mode: own.mode, Contributors: []proxier.Contributor{pods, ports}, Followers: followers, Tracker: tracker,
-			Health: state, Metrics: metrics, Warner: warner, NodeName: cfg.nodeName, NodePortAddresses: cfg.nodePorts, NodeIP: cfg.nodeIP,
-			MinSyncPeriod: minSyncPeriod, SyncPeriod: syncPeriod, Foreign: own.watcher.Wake(), ForeignTable: own.table,
-		})
-		g.Go(func() error { return own.watcher.Run(ctx) })
-		g.Go(func() error { return loop.Run(ctx) })
 	}
 	serve := func(name, addr, flag string, h http.Handler) {
 		if addr != "" {
@@ -127,6 +109,52 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 	err = g.Wait()
 	klog.FromContext(ctx).Info("Stopped, the rules stay in place")
 	return err
+}
+
+// assembly are the parts that the families share.
+type assembly struct {
+	cfg         *agentConfig
+	node        *nodeKernel
+	mode        backend
+	settings    *sysctl.Settings
+	state       *health.State
+	metrics     *proxier.Metrics
+	tracker     *proxier.Tracker
+	beside      *beside
+	small       *footprint
+	carried     trafficMetrics
+	flowMetrics *conntrack.Metrics
+	warner      proxier.Warner // nil where nobody is told
+}
+
+// family wires what serves one family, and has g run it until ctx is done.
+func (a *assembly) family(ctx context.Context, g *errgroup.Group, f model.Family) error {
+	checks := newHealthChecks(f, a.state, a.warner)
+	g.Go(func() error { return checks.ports.Run(ctx) })
+	own, err := a.mode.family(ctx, f)
+	if err != nil {
+		return err
+	}
+	followers := append(own.followers, nftablesLeftovers(f, a.mode.name() == nftablesName))
+	followers = append(followers, a.carried.followers(f, own.counters)...)
+	if !own.packets {
+		followers = append(followers, unusedTrafficSet(f))
+	}
+	pods, ports := a.beside.podEgress(ctx, f, own), a.beside.hostPorts(ctx, f, own)
+	followers = append(followers, pods, newFlows(f, own, ports, a.flowMetrics), checks, a.small.follower(), servicesOwned{a.beside.owns.of(ctx, f, ownsServices)})
+	nodePorts, hostPorts := a.cfg.IPTables.LocalhostNodePorts, a.cfg.HostPorts.Localhost
+	if f == model.IPv4 && (nodePorts || hostPorts) {
+		followers = append(followers, &localnet{settings: a.settings, nodePorts: nodePorts, hostPorts: hostPorts})
+	}
+	minSyncPeriod, syncPeriod := a.mode.periods()
+	loop := proxier.NewLoop(proxier.LoopConfig{
+		Family: f, Mode: own.mode, Contributors: []proxier.Contributor{pods, ports}, Followers: followers, Tracker: a.tracker,
+		Health: a.state, Metrics: a.metrics, Warner: a.warner, NodeName: a.cfg.nodeName, NodePortAddresses: a.cfg.nodePorts, NodeIP: a.cfg.nodeIP,
+		MinSyncPeriod: minSyncPeriod, SyncPeriod: syncPeriod, Foreign: own.watcher.Wake(), ForeignTable: own.table,
+	})
+	g.Go(func() error { return own.watcher.Run(ctx) })
+	g.Go(func() error { return loop.Run(ctx) })
+	return nil
 }
 
 var _ proxier.Warner = (*apiserver.Source)(nil)

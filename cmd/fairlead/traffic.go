@@ -101,24 +101,13 @@ func trafficSet(f model.Family) *ipset.Set {
 
 // unusedTrafficSet removes the set by which packets of one family were counted, once no
 // rule names it any more.
-type unusedTrafficSet struct {
-	family model.Family
-	done   bool
-}
-
-var _ proxier.Follower = (*unusedTrafficSet)(nil)
-
-// Follow implements proxier.Follower.
-func (u *unusedTrafficSet) Follow(_ context.Context, d proxier.Desired) error {
-	if u.done || !d.Prune {
-		return nil
-	}
-	err := trafficSet(u.family).Destroy()
-	if errors.Is(err, ipset.ErrBusy) {
-		return nil // the kernel frees it in a moment
-	}
-	u.done = true // where there are no sets there is none
-	return nil
+func unusedTrafficSet(f model.Family) *once {
+	return &once{do: func(context.Context) error {
+		if err := trafficSet(f).Destroy(); errors.Is(err, ipset.ErrBusy) {
+			return errNotYet // the kernel frees it in a moment
+		}
+		return nil // where there are no sets there is none
+	}}
 }
 
 // countedRules reads a family's rules with their counters.
