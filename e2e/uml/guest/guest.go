@@ -112,6 +112,9 @@ func prepare(job Job) error {
 	if err := favourPackets(); err != nil {
 		return err
 	}
+	if err := trackConnections(); err != nil {
+		return err
+	}
 	return loopbackUp()
 }
 
