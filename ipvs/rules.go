@@ -55,11 +55,11 @@ func Contribution(cfg Config) ruleset.Contribution {
 			jump(ruleset.Mangle, "OUTPUT", newOnly, firewall, idiom.ProxyFirewall),
 			jump(ruleset.Filter, "INPUT", "", "kubernetes health check rules", idiom.NodePort),
 			jump(ruleset.Filter, "INPUT", newOnly, external, idiom.ExternalServices),
-			jump(ruleset.Filter, "INPUT", newOnly, idiom.IPVSAccess, idiom.IPVSFilter),
+			jump(ruleset.Filter, "INPUT", "", idiom.IPVSAccess, idiom.IPVSFilter),
 			idiom.AcceptIPVS(),
 			jump(ruleset.Filter, "FORWARD", "", "kubernetes forwarding rules", idiom.Forward),
 			jump(ruleset.Filter, "FORWARD", newOnly, external, idiom.ExternalServices),
-			jump(ruleset.Filter, "OUTPUT", newOnly, idiom.IPVSAccess, idiom.IPVSOutFilter),
+			jump(ruleset.Filter, "OUTPUT", "", idiom.IPVSAccess, idiom.IPVSOutFilter),
 			jump(ruleset.NAT, "PREROUTING", "", portals, idiom.Services),
 			jump(ruleset.NAT, "OUTPUT", "", portals, idiom.Services),
 		},
@@ -109,7 +109,9 @@ func (r renderer) fixedChains() map[ruleset.ChainKey]*ruleset.Chain {
 	}.Jump("ACCEPT").Rule())
 	dropped := r.when(noLocal, "no local endpoints", "DROP")
 	put(ruleset.Filter, idiom.ExternalServices, dropped, r.when(noEndpoint, "no endpoints", r.reject()))
-	access := []ruleset.Rule{dropped}
+	// The jumps are kube-proxy's, which makes them for all packets as soon as it starts, long
+	// before it writes the chains. Answers to the node at the address of a Service come by here.
+	access := []ruleset.Rule{idiom.Spec{More: "-m conntrack ! --ctstate NEW "}.Jump("RETURN").Rule(), dropped}
 	for _, id := range []setID{clusterIPs, balancers, balancersLocal} {
 		access = append(access, r.when(id, "", "RETURN"))
 	}

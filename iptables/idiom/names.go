@@ -97,8 +97,10 @@ func Former() []ruleset.Jump {
 	jump(ruleset.Mangle, newOnly, firewall, ProxyFirewall, "PREROUTING", "OUTPUT")
 	jump(ruleset.Filter, "", "kubernetes health check rules", NodePort, "INPUT")
 	jump(ruleset.Filter, "", "kube-proxy firewall rules", ProxyFirewall, "INPUT", "FORWARD")
-	jump(ruleset.Filter, newOnly, IPVSAccess, IPVSFilter, "INPUT")
-	jump(ruleset.Filter, newOnly, IPVSAccess, IPVSOutFilter, "OUTPUT")
+	for _, match := range []string{"", newOnly} {
+		jump(ruleset.Filter, match, IPVSAccess, IPVSFilter, "INPUT")
+		jump(ruleset.Filter, match, IPVSAccess, IPVSOutFilter, "OUTPUT")
+	}
 	return append(out, AcceptIPVS(), ViaIPVS("KUBE-LOOP-BACK"), ViaIPVS("KUBE-6-LOOP-BACK"))
 }
 
