@@ -28,7 +28,7 @@ func TestKernelHealthCheckPortTaken(t *testing.T) {
 	objs := exposed(l, node.Pods[0])
 	svc := objs[0].(*corev1.Service)
 	svc.Spec.ExternalTrafficPolicy, svc.Spec.HealthCheckNodePort = corev1.ServiceExternalTrafficPolicyLocal, healthPort
-	create(ctx, t, c.Clientset(), append(append(objs, healthChecked(l, "other", 20, healthPort+1)...), nodeObject(node.Label))...)
+	create(ctx, t, c.Clientset(), append(append(objs, healthChecked(l, "other", 20, healthPort+1)...), nodeObject(node))...)
 	events := watchEvents(ctx, t, c.Clientset(), "FailedToStartServiceHealthcheck")
 	taken, err := node.Echo(ctx, "squatter", netip.AddrPortFrom(node.Addr(model.IPv4), healthPort))
 	if err != nil {

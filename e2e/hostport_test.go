@@ -406,7 +406,7 @@ func TestKernelHostPortMoves(t *testing.T) {
 		a.waitSynced(ctx, 0)
 		check("replaced while the agent was down", second.Label)
 		a.stop()
-		dir.write("pods.yaml", nodeObject(node.Label))
+		dir.write("pods.yaml", nodeObject(node))
 		a = startAgent(ctx, t, node, v, args...)
 		a.waitSynced(ctx, 0)
 		check("gone while the agent was down", "")
@@ -502,7 +502,7 @@ func TestKernelHostPortFromAPIServer(t *testing.T) {
 	ctx, l, c, kubeconfig := clusterLab(t)
 	node := l.Nodes[0]
 	client := c.Clientset()
-	create(ctx, t, client, nodeObject(node.Label))
+	create(ctx, t, client, nodeObject(node))
 	createPermissions(ctx, t, client, filepath.Join("..", "deploy", "base", "rbac.yaml"))
 	first := createPod(ctx, t, client, podObject("first", node.Pods[0], publish(hostPort)))
 	elsewhere := podObject("elsewhere", node.Pods[1], publish(hostPort+1))
@@ -566,7 +566,7 @@ func TestKernelHostPortDelay(t *testing.T) {
 	ctx, l, c, kubeconfig := clusterLab(t)
 	node := l.Nodes[0]
 	client := c.Clientset()
-	create(ctx, t, client, nodeObject(node.Label))
+	create(ctx, t, client, nodeObject(node))
 	startAgent(ctx, t, node, oneVariant(), "--kubeconfig", kubeconfig, "--cni-conf-dir", t.TempDir()).waitSynced(ctx, 0)
 	const pods = 20
 	var delays []time.Duration

@@ -29,8 +29,8 @@ func kubeProxyBinary(t *testing.T) string {
 	return name
 }
 
-// TestKernelKubeProxy: from kube-proxy to the agent, in another mode or in its own, and in
-// iptables mode back to kube-proxy, not one request of clients that do not retry fails,
+// TestKernelKubeProxy: from kube-proxy to the agent, in another mode or in its own, and but
+// for nftables mode back to kube-proxy, not one request of clients that do not retry fails,
 // and connections go on.
 func TestKernelKubeProxy(t *testing.T) {
 	for _, c := range []struct {
@@ -41,8 +41,7 @@ func TestKernelKubeProxy(t *testing.T) {
 		{"iptables", []string{"nftables", "iptables"}, true},
 		// Back to that, tables have to be removed (docs/migrate.md).
 		{"nftables", []string{"nftables", "iptables"}, false},
-		// Back to that, see docs/migrate.md.
-		{"ipvs", []string{"iptables", "ipvs"}, false},
+		{"ipvs", []string{"iptables", "ipvs"}, true},
 	} {
 		t.Run(c.mode, func(t *testing.T) {
 			binary := kubeProxyBinary(t)
@@ -51,7 +50,7 @@ func TestKernelKubeProxy(t *testing.T) {
 			defer cancel()
 			node := l.Nodes[0]
 			cl, kubeconfig := startCluster(ctx, t, l)
-			create(ctx, t, cl.Clientset(), append(web(l, node.Pods[0], l.Nodes[1].Pods[0]), nodeObject(node.Label))...)
+			create(ctx, t, cl.Clientset(), append(web(l, node.Pods[0], l.Nodes[1].Pods[0]), nodeObject(node))...)
 			dir := t.TempDir()
 			if err := v.Link(dir); err != nil {
 				t.Fatal(err)

@@ -25,12 +25,7 @@ func nodePortLab(t *testing.T) (*lab.Lab, *directory) {
 	svc := objects[0].(*corev1.Service)
 	svc.Spec.ExternalTrafficPolicy, svc.Spec.HealthCheckNodePort = corev1.ServiceExternalTrafficPolicyLocal, healthPort
 	dir.write("web.yaml", objects...)
-	object := nodeObject(node.Label)
-	for _, f := range families() {
-		object.Status.Addresses = append(object.Status.Addresses,
-			corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: node.Addr(f).String()})
-	}
-	dir.write("node.yaml", object)
+	dir.write("node.yaml", nodeObject(node))
 	return l, dir
 }
 
@@ -179,7 +174,7 @@ func TestKernelLocalDetection(t *testing.T) {
 	node, server := l.Nodes[0], l.Nodes[0].Pods[0]
 	dir := newDirectory(t)
 	dir.write("web.yaml", web(l, server)...)
-	object := nodeObject(node.Label)
+	object := nodeObject(node)
 	for _, f := range families() {
 		object.Spec.PodCIDRs = append(object.Spec.PodCIDRs, node.PodCIDR(f).String())
 	}

@@ -114,12 +114,17 @@ func nodeOf(l *lab.Lab, pod *lab.NS) string {
 	return ""
 }
 
-// nodeObject is the Node of a lab's node.
-func nodeObject(name string) *corev1.Node {
-	return &corev1.Node{
+// nodeObject is the Node of a lab's node, with its addresses.
+func nodeObject(n *lab.Node) *corev1.Node {
+	o := &corev1.Node{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
-		ObjectMeta: metav1.ObjectMeta{Name: name},
+		ObjectMeta: metav1.ObjectMeta{Name: n.Label},
 	}
+	for _, f := range families() {
+		o.Status.Addresses = append(o.Status.Addresses,
+			corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: n.Addr(f).String()})
+	}
+	return o
 }
 
 // web is the scenario most tests share: the Service "web" with these pods.
@@ -187,7 +192,11 @@ func createOne(ctx context.Context, c kubernetes.Interface, o runtime.Object) (e
 	case *corev1.Service:
 		_, err = c.CoreV1().Services(o.Namespace).Create(ctx, o, metav1.CreateOptions{})
 	case *corev1.Node:
-		_, err = c.CoreV1().Nodes().Create(ctx, o, metav1.CreateOptions{})
+		var made *corev1.Node
+		if made, err = c.CoreV1().Nodes().Create(ctx, o, metav1.CreateOptions{}); err == nil {
+			made.Status = o.Status
+			_, err = c.CoreV1().Nodes().UpdateStatus(ctx, made, metav1.UpdateOptions{})
+		}
 	case *discoveryv1.EndpointSlice:
 		slices := c.DiscoveryV1().EndpointSlices(o.Namespace)
 		if _, err = slices.Create(ctx, o, metav1.CreateOptions{}); err != nil {

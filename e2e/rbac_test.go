@@ -43,7 +43,7 @@ func TestKernelPermissions(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, kubeconfig := startCluster(ctx, t, l, audit.Flags()...)
-	create(ctx, t, c.Clientset(), append(web(l, node.Pods[0]), nodeObject(node.Label))...)
+	create(ctx, t, c.Clientset(), append(web(l, node.Pods[0]), nodeObject(node))...)
 	role := createPermissions(ctx, t, c.Clientset(), filepath.Join("..", "deploy", "base", "rbac.yaml"))
 
 	// As with an API server that is too old to stream lists; watching is as ever.

@@ -32,7 +32,7 @@ func TestKernelServiceCIDRs(t *testing.T) {
 	objs := web(l, node.Pods[0])
 	svc := objs[0].(*corev1.Service)
 	svc.Spec.ExternalIPs = []string{"10.96.77.77", "203.0.113.5"} // one inside the API server's own range
-	create(ctx, t, api, append(objs, nodeObject(node.Label))...)
+	create(ctx, t, api, append(objs, nodeObject(node))...)
 	events := watchEvents(ctx, t, api, "FairleadRefused")
 
 	a := startAgent(ctx, t, node, oneVariant(), "--kubeconfig", impersonating(t, kubeconfig, "system:serviceaccount:kube-system:fairlead"))

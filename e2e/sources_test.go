@@ -79,7 +79,7 @@ func TestKernelSameStateFromBothSources(t *testing.T) {
 		ctx := testContext(t)
 		node := l.Nodes[0]
 		c, kubeconfig := startCluster(ctx, t, l)
-		objs := append(web(l, node.Pods[0], l.Nodes[1].Pods[0]), nodeObject(node.Label), service("idle", 20))
+		objs := append(web(l, node.Pods[0], l.Nodes[1].Pods[0]), nodeObject(node), service("idle", 20))
 		create(ctx, t, c.Clientset(), objs...)
 
 		a := startAgent(ctx, t, node, v, "--kubeconfig", kubeconfig)
@@ -144,7 +144,7 @@ func TestKernelAPIServerAway(t *testing.T) {
 		ctx := testContext(t)
 		node := l.Nodes[0]
 		c, kubeconfig := startCluster(ctx, t, l)
-		create(ctx, t, c.Clientset(), append(web(l, node.Pods[0]), nodeObject(node.Label))...)
+		create(ctx, t, c.Clientset(), append(web(l, node.Pods[0]), nodeObject(node))...)
 		a := startAgent(ctx, t, node, v, "--kubeconfig", kubeconfig)
 		a.waitSynced(ctx, 0)
 		before := save(ctx, t, node, v)

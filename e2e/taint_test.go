@@ -32,7 +32,7 @@ func TestKernelStartupTaint(t *testing.T) {
 	c, kubeconfig := startCluster(ctx, t, l)
 	clients := c.Clientset()
 	const key = "fairlead.io/not-ready"
-	own := nodeObject(node.Label)
+	own := nodeObject(node)
 	own.Spec.Taints = []corev1.Taint{
 		{Key: "other", Effect: corev1.TaintEffectNoSchedule},
 		{Key: key, Effect: corev1.TaintEffectNoSchedule}, {Key: key, Effect: corev1.TaintEffectNoExecute},

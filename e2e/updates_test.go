@@ -121,7 +121,7 @@ func TestKernelUpdates(t *testing.T) {
 		t.Skip(err)
 	}
 	l := newLab(t)
-	svc, slices, node := service("web", 10), endpointSlices("web", l, l.Nodes[0].Pods[0], l.Nodes[1].Pods[0]), nodeObject(l.Nodes[0].Label)
+	svc, slices, node := service("web", 10), endpointSlices("web", l, l.Nodes[0].Pods[0], l.Nodes[1].Pods[0]), nodeObject(l.Nodes[0])
 	objects := func() []runtime.Object {
 		out := []runtime.Object{svc, service("other", 20), node}
 		for _, s := range slices {
