@@ -190,7 +190,7 @@ func (b *bench) memory(ctx context.Context) error {
 }
 
 // connects measures connect(2).
-func (b *bench) connects(ctx context.Context) error {
+func (b *bench) connects(ctx context.Context) (err error) {
 	b.Log("connects")
 	order, err := b.dispatchOrder(ctx)
 	if err != nil {
@@ -198,15 +198,22 @@ func (b *bench) connects(ctx context.Context) error {
 	}
 	plan, from := b.plan(), b.node.client()
 	noService := netip.AddrPortFrom(plan.Endpoint(0), plan.TargetPort)
+	hand, err := b.byHand(ctx, order[0], noService)
+	if hand != nil {
+		defer func() { err = errors.Join(err, b.removeNode(ctx, hand)) }()
+	}
+	if err != nil {
+		return err
+	}
 	got, err := probe.Latencies(ctx, []probe.Target{
 		{From: from, To: order[0]}, {From: from, To: order[len(order)/2]}, {From: from, To: order[len(order)-1]},
-		{From: from, To: noService}, {From: b.bare.client(), To: noService},
+		{From: from, To: noService}, {From: hand.client(), To: order[0]}, {From: b.bare.client(), To: noService},
 	}, b.Connects)
 	if err != nil {
 		return err
 	}
 	dist := func(i int) report.Dist { return *report.NewDist(got[i], time.Microsecond) }
-	b.run.Connect = &report.Connect{FirstUS: dist(0), MiddleUS: dist(1), LastUS: dist(2), NoServiceUS: dist(3), NoRulesUS: dist(4)}
+	b.run.Connect = &report.Connect{FirstUS: dist(0), MiddleUS: dist(1), LastUS: dist(2), NoServiceUS: dist(3), ByHandUS: dist(4), NoRulesUS: dist(5)}
 	return nil
 }
 

@@ -107,12 +107,14 @@ type FirstSync struct {
 
 // Connect has how long connect(2) takes. First, Middle and Last are Services by
 // the place of their rules. NoService is an address that no Service has, with
-// the rules in place, NoRules the same on a node without any.
+// the rules in place, NoRules the same on a node without any. ByHand is a node with two
+// rules, which lead to an endpoint and masquerade.
 type Connect struct {
 	FirstUS     Dist `json:"firstUS"`
 	MiddleUS    Dist `json:"middleUS"`
 	LastUS      Dist `json:"lastUS"`
 	NoServiceUS Dist `json:"noServiceUS"`
+	ByHandUS    Dist `json:"byHandUS"`
 	NoRulesUS   Dist `json:"noRulesUS"`
 }
 
