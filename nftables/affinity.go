@@ -29,7 +29,7 @@ func (m *Mode) forgetClients() error {
 	if !m.forget {
 		return nil
 	}
-	for _, s := range m.render.fixedSets() {
+	for _, s := range m.drawn.table.Sets {
 		if !s.Dynamic {
 			continue
 		}

@@ -103,11 +103,13 @@ func slotsFor(n int) int {
 	return slots
 }
 
-// usage is what of the table is in use, and for how many destinations: there is nothing
-// in the table for other classes and timeouts.
+// usage is what of the table is in use, and for how many destinations or elements: there
+// is nothing in the table for other classes and timeouts, and for sets that few clusters
+// have something in. So packets pay for what there is.
 type usage struct {
 	classes  map[class]int
 	timeouts map[timeout]int
+	seldom   map[string]int
 }
 
 // timeout is how long clients keep their endpoints, for one way to reach a port.
@@ -116,7 +118,7 @@ type timeout struct {
 	time.Duration
 }
 
-func newUsage() usage { return usage{map[class]int{}, map[timeout]int{}} }
+func newUsage() usage { return usage{map[class]int{}, map[timeout]int{}, map[string]int{}} }
 
 // count adds n to how often a set of entries is in use.
 func (u usage) count(entries []entry, n int) {
@@ -126,6 +128,10 @@ func (u usage) count(entries []entry, n int) {
 			u.classes[of] += n
 		case timeout:
 			u.timeouts[of] += n
+		case string:
+			if seldom(of) {
+				u.seldom[of] += n
+			}
 		}
 	}
 }

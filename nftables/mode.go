@@ -210,15 +210,13 @@ func (n nodeView) equal(o nodeView) bool {
 		slices.Equal(n.serviceCIDRs, o.serviceCIDRs)
 }
 
-// unused counts classes and timeouts that nothing is of any more.
+// unused counts what nothing is of any more.
 func (u usage) unused() int {
-	n := 0
-	for _, c := range u.classes {
-		if c == 0 {
-			n++
-		}
-	}
-	for _, c := range u.timeouts {
+	return zeros(u.classes) + zeros(u.timeouts) + zeros(u.seldom)
+}
+
+func zeros[K comparable](counts map[K]int) (n int) {
+	for _, c := range counts {
 		if c == 0 {
 			n++
 		}
@@ -228,16 +226,11 @@ func (u usage) unused() int {
 
 // settled returns the usage without what is unused.
 func (u usage) settled() usage {
-	out := newUsage()
-	for k, n := range u.classes {
-		if n > 0 {
-			out.classes[k] = n
-		}
-	}
-	for k, n := range u.timeouts {
-		if n > 0 {
-			out.timeouts[k] = n
-		}
-	}
+	return usage{above(u.classes), above(u.timeouts), above(u.seldom)}
+}
+
+func above[K comparable](counts map[K]int) map[K]int {
+	out := maps.Clone(counts)
+	maps.DeleteFunc(out, func(_ K, n int) bool { return n <= 0 })
 	return out
 }

@@ -137,7 +137,7 @@ func TestForgottenClients(t *testing.T) {
 			Data: string(endpointData(netip.MustParseAddrPort(ep))),
 		}
 	}
-	set := a.render.fixedSets()[slices.IndexFunc(a.render.fixedSets(), func(s *table.Set) bool { return s.Name == affinity })]
+	set := a.render.allSets()[slices.IndexFunc(a.render.allSets(), func(s *table.Set) bool { return s.Name == affinity })]
 	if err := k.Disturb(table.AddElements{Set: set, Elements: []table.Element{client(1, "10.244.1.1:80"), client(2, "10.244.1.2:80")}}); err != nil {
 		t.Fatal(err)
 	}

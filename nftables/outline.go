@@ -15,15 +15,15 @@ type drawing struct {
 	sets  map[string]*table.Set
 	state *table.State
 	node  nodeView
-	// classes and timeouts are how many there were: of one usage there never are less.
-	classes, timeouts int
+	// classes, timeouts and seldom are how many there were: of one usage there never are less.
+	classes, timeouts, seldom int
 }
 
 // draw makes a skeleton.
 func draw(r renderer, use usage) *drawing {
 	t := r.skeleton(r.node, use)
 	d := &drawing{table: t, sets: map[string]*table.Set{}, state: stateOf(t), node: r.node,
-		classes: len(use.classes), timeouts: len(use.timeouts)}
+		classes: len(use.classes), timeouts: len(use.timeouts), seldom: len(use.seldom)}
 	for _, s := range d.table.Sets {
 		d.sets[s.Name] = s
 	}
@@ -32,7 +32,7 @@ func draw(r renderer, use usage) *drawing {
 
 // is tells whether a drawing is what there would be for a node and a usage.
 func (d *drawing) is(node nodeView, use usage) bool {
-	return d != nil && d.node.equal(node) && d.classes == len(use.classes) && d.timeouts == len(use.timeouts)
+	return d != nil && d.node.equal(node) && d.classes == len(use.classes) && d.timeouts == len(use.timeouts) && d.seldom == len(use.seldom)
 }
 
 // stateOf is what the kernel has once it has a table.

@@ -33,6 +33,11 @@ func Probe(f model.Family, open func(table.Family, string) (Kernel, error)) erro
 	use.classes[class{byAddress, cluster, 4, model.Random}]++
 	use.classes[class{byAddress, cluster, maglevSizes[0], model.MaglevPort}]++
 	use.timeouts[timeout{byAddress, time.Hour}]++
+	for _, s := range cfg.allSets() {
+		if seldom(s.Name) {
+			use.seldom[s.Name]++
+		}
+	}
 	whole := cfg.skeleton(nodeView{nodePorts: proxier.NodePorts{All: true}}, use)
 	err = k.Apply(tryOut(whole.Sets, whole.Chains))
 	if err == nil {

@@ -88,6 +88,9 @@ func usageIn(state *table.State) usage {
 		if t, ok := timeoutNamed(name); ok {
 			out.timeouts[t] = 0
 		}
+		if seldom(name) {
+			out.seldom[name] = 0
+		}
 	}
 	return out
 }
@@ -212,6 +215,9 @@ func (w *writing) useOf(set string) {
 	}
 	if t, ok := timeoutNamed(set); ok {
 		w.use.timeouts[t] += 0
+	}
+	if seldom(set) {
+		w.use.seldom[set] += 0
 	}
 }
 

@@ -4,6 +4,7 @@ package nftables
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -26,7 +27,7 @@ func (c Config) addr() table.Type { return table.AddrType(c.table()) }
 // endpoint is where connections are led to.
 func (c Config) endpoint() []table.Type { return []table.Type{c.addr(), table.InetService} }
 
-// The sets that there always are, in the order that people read them in.
+// The sets, but those of classes and timeouts, in the order that people read them in.
 const (
 	clusterIPs        = "cluster-ips"
 	externalIPs       = "external-ips"
@@ -56,8 +57,56 @@ const (
 // beyond has its endpoint chosen anew by each connection.
 const maxClients = 1 << 16
 
-// fixedSets are the sets that there always are.
-func (c Config) fixedSets() []*table.Set {
+// seldom tells whether there is a set only while something is in it.
+func seldom(set string) bool {
+	switch set {
+	case externalIPs, internalLocal, externalLocal, externalLocalNP, restricted, sourceRanges, masquerade, masqueradeNP,
+		affinityTargets, affinityTargetsNP:
+		return true
+	}
+	return false
+}
+
+// fixedSets are the sets, but those of classes and timeouts, that there are for a usage.
+func (c Config) fixedSets(use usage) []*table.Set {
+	return slices.DeleteFunc(c.allSets(), func(s *table.Set) bool { return seldom(s.Name) && !use.has(s.Name) || s.Dynamic && !use.remembers(s.Name) })
+}
+
+// has tells whether there is a set that is in use seldom.
+func (u usage) has(set string) bool {
+	switch set {
+	case restricted, sourceRanges: // one rule looks into both
+		_, a := u.seldom[restricted]
+		_, b := u.seldom[sourceRanges]
+		return a || b
+	case affinityTargets:
+		return u.remembers(affinity)
+	case affinityTargetsNP:
+		return u.remembers(affinityNP)
+	}
+	_, ok := u.seldom[set]
+	return ok
+}
+
+// remembers tells whether there is the map of clients, which goes with what leads to it.
+func (u usage) remembers(m string) bool {
+	for _, f := range []front{byAddress, byNodePort} {
+		if affinityName(f) != m {
+			continue
+		}
+		if _, ok := u.seldom[affinityTargetsName(f)]; ok {
+			return true
+		}
+		for t := range u.timeouts {
+			if t.front == f {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (c Config) allSets() []*table.Set {
 	set := func(name, comment string, key ...table.Type) *table.Set {
 		return &table.Set{Name: name, Comment: comment, Key: key}
 	}

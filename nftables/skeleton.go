@@ -33,7 +33,7 @@ const (
 func (c Config) skeleton(node nodeView, use usage) *table.Table {
 	s := &sketch{Config: c, f: c.table(), node: node, sets: map[string]*table.Set{}}
 	s.table = &table.Table{Family: s.f, Name: TableName, Comment: tableComment}
-	for _, set := range c.fixedSets() {
+	for _, set := range c.fixedSets(use) {
 		s.add(set)
 	}
 	s.classes = slices.SortedFunc(maps.Keys(use.classes), class.compare)
@@ -84,6 +84,10 @@ func (s *sketch) base(name, typ, hook string, priority int, rules ...table.Rule)
 	s.table.Chains = append(s.table.Chains, &table.Chain{Name: name, Type: typ, Hook: hook, Priority: priority, Rules: rules})
 }
 
+// has tells whether there is a set, without which rules that would look into it are left
+// out.
+func (s *sketch) has(set string) bool { return s.sets[set] != nil }
+
 func (s *sketch) rule() table.Builder { return table.On(s.f) }
 
 func (s *sketch) daddr() table.Field { return table.Destination(s.f) }
@@ -133,6 +137,9 @@ func (s *sketch) choice() {
 	}
 	for _, f := range []front{byAddress, byNodePort} {
 		for _, p := range []policy{cluster, local} {
+			if p == local && !s.chooses(f) {
+				continue
+			}
 			var rules []table.Rule
 			for _, k := range s.classes {
 				if k.front == f && k.policy == p {
@@ -144,6 +151,14 @@ func (s *sketch) choice() {
 	}
 }
 
+// chooses tells whether there are destinations for endpoints of this node alone.
+func (s *sketch) chooses(f front) bool {
+	if f == byNodePort {
+		return s.has(externalLocalNP)
+	}
+	return s.has(internalLocal) || s.has(externalLocal)
+}
+
 // choose names the chain that finds a destination's class.
 func choose(f front, p policy) string {
 	return [...][2]string{{"services", "services-local"}, {"node-ports", "node-ports-local"}}[f][p]
@@ -152,6 +167,9 @@ func choose(f front, p policy) string {
 // translation makes the chains that lead packets to endpoints.
 func (s *sketch) translation() {
 	for _, f := range []front{byAddress, byNodePort} {
+		if !s.has([...]string{externalLocal, externalLocalNP}[f]) {
+			continue
+		}
 		// Under the policy Local the traffic of pods and of this node, which needs no way
 		// back to a client outside, may go to any endpoint, as if it had gone out to the
 		// load balancer and come in elsewhere.
@@ -162,16 +180,21 @@ func (s *sketch) translation() {
 		outside = append(outside, s.rule().FromNode().Goto(choose(f, cluster)), s.rule().Goto(choose(f, local)))
 		s.chain("outside-"+choose(f, local), outside...)
 	}
-	s.chain("addresses", append(s.remembered(byAddress),
-		s.rule().In(s.sets[internalLocal], s.to(byAddress)...).Goto(choose(byAddress, local)),
-		s.rule().In(s.sets[externalLocal], s.to(byAddress)...).Goto("outside-"+choose(byAddress, local)),
-		s.rule().Goto(choose(byAddress, cluster)))...)
-	s.chain("ports", append(s.remembered(byNodePort),
-		s.rule().In(s.sets[externalLocalNP], s.to(byNodePort)...).Goto("outside-"+choose(byNodePort, local)),
-		s.rule().Goto(choose(byNodePort, cluster)))...)
-	rules := []table.Rule{
-		s.rule().In(s.sets[clusterIPs], s.daddr()).Goto("addresses"),
-		s.rule().In(s.sets[externalIPs], s.daddr()).Jump("addresses"),
+	addresses, ports := s.remembered(byAddress), s.remembered(byNodePort)
+	if s.has(internalLocal) {
+		addresses = append(addresses, s.rule().In(s.sets[internalLocal], s.to(byAddress)...).Goto(choose(byAddress, local)))
+	}
+	if s.has(externalLocal) {
+		addresses = append(addresses, s.rule().In(s.sets[externalLocal], s.to(byAddress)...).Goto("outside-"+choose(byAddress, local)))
+	}
+	if s.has(externalLocalNP) {
+		ports = append(ports, s.rule().In(s.sets[externalLocalNP], s.to(byNodePort)...).Goto("outside-"+choose(byNodePort, local)))
+	}
+	s.chain("addresses", append(addresses, s.rule().Goto(choose(byAddress, cluster)))...)
+	s.chain("ports", append(ports, s.rule().Goto(choose(byNodePort, cluster)))...)
+	rules := []table.Rule{s.rule().In(s.sets[clusterIPs], s.daddr()).Goto("addresses")}
+	if s.has(externalIPs) {
+		rules = append(rules, s.rule().In(s.sets[externalIPs], s.daddr()).Jump("addresses"))
 	}
 	if toNode, ok := s.toNodePorts(); ok {
 		rules = append(rules, toNode.Goto("ports"))
@@ -232,16 +255,7 @@ func (s *sketch) notFromPods(b table.Builder) []table.Builder {
 
 // filter makes the chains that keep out and refuse.
 func (s *sketch) filter() {
-	unadmitted := s.rule().New().In(s.sets[restricted], s.to(byAddress)...).
-		NotIn(s.sets[sourceRanges], s.to(byAddress, s.saddr())...).Drop()
-	first := []table.Rule{}
-	if s.f == table.IPv4 {
-		first = append(first, loopbackGuard(s.f))
-	}
-	// Before anything is translated.
-	s.base(early, "filter", "prerouting", earlyPriority, append(first, unadmitted)...)
-	s.base("filter-output-first", "filter", "output", -110, unadmitted)
-
+	s.admission()
 	vip, np := s.to(byAddress), s.to(byNodePort)
 	refuse := s.rule().In(s.sets[noEndpoints], vip...).Reject()
 	drop := s.rule().In(s.sets[noLocal], vip...).Drop()
@@ -258,13 +272,38 @@ func (s *sketch) filter() {
 	if !s.KeepInvalid {
 		forward = append(forward, s.rule().Invalid().Count().Drop().Because("of no connection that is known"))
 	}
-	s.chain("refuse-forward", toClusterIP, s.rule().In(s.sets[externalIPs], s.daddr()).Goto("unserved"), toNobody)
+	through, in := []table.Rule{toClusterIP}, []table.Rule{}
+	if s.has(externalIPs) {
+		through = append(through, s.rule().In(s.sets[externalIPs], s.daddr()).Goto("unserved"))
+		in = append(in, s.rule().In(s.sets[externalIPs], s.daddr()).Jump("unserved"))
+	}
+	s.chain("refuse-forward", append(through, toNobody)...)
 	s.chain("refuse-output", toClusterIP, toNobody)
-	s.chain("refuse-input", s.rule().In(s.sets[externalIPs], s.daddr()).Jump("unserved"), s.rule().ToNode().Goto("unserved-node-ports"))
-	s.base("filter-input", "filter", "input", 0,
-		s.rule().New().Translated().Jump("remember"), s.rule().New().Jump("refuse-input"))
-	s.base(forwardChain, "filter", "forward", 0, append(forward, s.rule().New().Jump("refuse-forward"))...)
-	s.base("filter-output", "filter", "output", 0, s.rule().New().Jump("refuse-output"))
+	s.chain("refuse-input", append(in, s.rule().ToNode().Goto("unserved-node-ports"))...)
+	var input []table.Rule
+	if len(s.timeouts) > 0 {
+		input = append(input, s.rule().New().Translated().Jump("remember"))
+	}
+	untranslated := s.rule().New().Untouched()
+	s.base("filter-input", "filter", "input", 0, append(input, untranslated.Jump("refuse-input"))...)
+	s.base(forwardChain, "filter", "forward", 0, append(forward, untranslated.Jump("refuse-forward"))...)
+	s.base("filter-output", "filter", "output", 0, untranslated.Jump("refuse-output"))
+}
+
+// admission makes the chains that keep sources out, before anything is translated.
+func (s *sketch) admission() {
+	var first, unadmitted []table.Rule
+	if s.f == table.IPv4 {
+		first = append(first, loopbackGuard(s.f))
+	}
+	if s.has(restricted) {
+		unadmitted = append(unadmitted, s.rule().New().In(s.sets[restricted], s.to(byAddress)...).
+			NotIn(s.sets[sourceRanges], s.to(byAddress, s.saddr())...).Drop())
+		s.base("filter-output-first", "filter", "output", -110, unadmitted...)
+	}
+	if first = append(first, unadmitted...); len(first) > 0 {
+		s.base(early, "filter", "prerouting", earlyPriority, first...)
+	}
 }
 
 // forwardChain is the chain of what passes through the node.
@@ -291,8 +330,10 @@ func (s *sketch) sources() {
 					append([]table.Field{s.saddr()}, s.originally(t.front)...), []table.Field{s.daddr(), table.PortOf(proto)}))
 		}
 	}
-	s.chain("remember", remember...)
-	s.base("remember-postrouting", "filter", "postrouting", 90, s.rule().New().Translated().Jump("remember"))
+	if len(remember) > 0 {
+		s.chain("remember", remember...)
+		s.base("remember-postrouting", "filter", "postrouting", 90, s.rule().New().Translated().Jump("remember"))
+	}
 
 	rules := []table.Rule{s.rule().In(s.sets[hairpin], s.saddr(), s.daddr()).Masquerade()}
 	const bypass = "answers between pods of one bridge bypass the rules"
@@ -311,19 +352,24 @@ func (s *sketch) sources() {
 	rules = append(rules, toCluster.Return())
 	for _, f := range []front{byAddress, byNodePort} {
 		for _, proto := range []uint8{6, 17, 132} {
-			rules = append(rules,
-				s.rule().Of(proto).In(s.sets[[...]string{masquerade, masqueradeNP}[f]], s.originally(f)...).Masquerade(),
-				s.rule().Of(proto).In(s.sets[[...]string{externalLocal, externalLocalNP}[f]], s.originally(f)...).Goto("source-nat-local"))
+			if set := [...]string{masquerade, masqueradeNP}[f]; s.has(set) {
+				rules = append(rules, s.rule().Of(proto).In(s.sets[set], s.originally(f)...).Masquerade())
+			}
+			if set := [...]string{externalLocal, externalLocalNP}[f]; s.has(set) {
+				rules = append(rules, s.rule().Of(proto).In(s.sets[set], s.originally(f)...).Goto("source-nat-local"))
+			}
 		}
 	}
-	var own []table.Rule
-	if pods, ok := s.fromPods(); ok {
-		if s.MasqueradeNeighbours {
-			own = append(own, pods.In(s.sets[ownEndpoints], s.daddr()).Masquerade().Because(bypass))
+	if s.has(externalLocal) || s.has(externalLocalNP) {
+		var own []table.Rule
+		if pods, ok := s.fromPods(); ok {
+			if s.MasqueradeNeighbours {
+				own = append(own, pods.In(s.sets[ownEndpoints], s.daddr()).Masquerade().Because(bypass))
+			}
+			own = append(own, pods.Return())
 		}
-		own = append(own, pods.Return())
+		s.chain("source-nat-local", append(own, s.rule().FromNode().Masquerade())...)
 	}
-	s.chain("source-nat-local", append(own, s.rule().FromNode().Masquerade())...)
 	s.chain("source-nat", append(rules, s.hostPortSource())...)
 	s.base("nat-postrouting", "nat", "postrouting", 95, s.rule().Translated().Jump("source-nat"))
 }

@@ -52,6 +52,11 @@ func (b Builder) Invalid() Builder { return b.flag("ct state invalid", ctState, 
 // Translated is described at New.
 func (b Builder) Translated() Builder { return b.flag("ct status dnat", ctStatus, statusDNAT) }
 
+// Untouched matches packets of connections whose destination has not been translated.
+func (b Builder) Untouched() Builder {
+	return b.with("ct status ! dnat", CT{Key: ctStatus}, Bitwise{Mask: number(statusDNAT)}, Compare{Value: number(0)})
+}
+
 func (b Builder) flag(text string, key, bit uint32) Builder {
 	return b.with(text, CT{Key: key}, Bitwise{Mask: number(bit)}, Compare{Not: true, Value: number(0)})
 }
