@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -393,6 +394,39 @@ func BenchmarkKernelSync(b *testing.B) {
 					m, _ := onKernel(b, config(model.IPv4), quiet)
 					if r := mustSync(b, m, d); r.Written > 0 {
 						b.Fatalf("wrote %d", r.Written)
+					}
+				}
+			})
+		})
+	}
+}
+
+// BenchmarkKernelHostPort measures what it takes for one host port to come or go among
+// others.
+func BenchmarkKernelHostPort(b *testing.B) {
+	for _, n := range []int{100, 5_000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			inNamespace(b, func() {
+				m, _ := onKernel(b, config(model.IPv4), &suspicion{})
+				var all []HostPort
+				for i := range n + 1 {
+					all = append(all, HostPort{Protocol: model.TCP, Port: uint16(20_000 + i),
+						To: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), 8080)})
+				}
+				s, _ := snapshot()
+				d := proxier.Desired{Snapshot: s, Node: here(model.IPv4), Prune: true}
+				m.SetHostPorts(nil, all[:n])
+				mustSync(b, m, d)
+				one := all[n:]
+				b.ResetTimer()
+				for i := range b.N {
+					if i%2 == 0 {
+						m.SetHostPorts(nil, one)
+					} else {
+						m.SetHostPorts(one, nil)
+					}
+					if r := mustSync(b, m, d); r.Written != 1 {
+						b.Fatalf("wrote %d elements, want 1", r.Written)
 					}
 				}
 			})

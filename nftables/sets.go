@@ -69,7 +69,9 @@ func seldom(set string) bool {
 
 // fixedSets are the sets, but those of classes and timeouts, that there are for a usage.
 func (c Config) fixedSets(use usage) []*table.Set {
-	return slices.DeleteFunc(c.allSets(), func(s *table.Set) bool { return seldom(s.Name) && !use.has(s.Name) || s.Dynamic && !use.remembers(s.Name) })
+	return slices.DeleteFunc(c.allSets(), func(s *table.Set) bool {
+		return seldom(s.Name) && !use.has(s.Name) || s.Dynamic && !use.remembers(s.Name)
+	})
 }
 
 // has tells whether there is a set that is in use seldom.
