@@ -80,7 +80,7 @@ func (f *fixture) resolves(ctx context.Context, web *corev1.Service) {
 			"kube-dns.kube-system.svc.cluster.local.": dnsAddr,
 		} {
 			for _, network := range []string{"udp", "tcp"} {
-				url := fmt.Sprintf("http://%s/lookup?name=%s&network=%s", net.JoinHostPort(pod, "8080"), name, network)
+				url := fmt.Sprintf("http://%s/lookup?name=%s&network=%s", net.JoinHostPort(pod, resolverPort), name, network)
 				await(ctx, f.t, fmt.Sprintf("the address of %s, over %s", name, network), func() error {
 					got, err := get(ctx, f.lab.Nodes[0], url)
 					if err == nil && got != want {

@@ -112,6 +112,9 @@ func (f *fixture) removeAgents(ctx context.Context) {
 // hostPort is the port of the nodes that leads to the pods of web.
 const hostPort = 8088
 
+// resolverPort is where the pods of web look up names.
+const resolverPort = "8053"
+
 // web makes a Deployment with a pod on each node, which has a host port, and its Service.
 func (f *fixture) web(ctx context.Context) *corev1.Service {
 	f.t.Helper()
@@ -119,8 +122,11 @@ func (f *fixture) web(ctx context.Context) *corev1.Service {
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: appsv1.DeploymentSpec{
 		Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: labels},
 		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{
-			Containers: []corev1.Container{{Name: "web", Image: podImage, ImagePullPolicy: corev1.PullNever, Args: []string{":8080"},
-				Ports: []corev1.ContainerPort{{ContainerPort: 8080, HostPort: hostPort}}}},
+			Containers: []corev1.Container{
+				{Name: "web", Image: webImage, ImagePullPolicy: corev1.PullNever, Args: []string{"netexec", "--http-port=8080"},
+					Ports: []corev1.ContainerPort{{ContainerPort: 8080, HostPort: hostPort}}},
+				{Name: "resolver", Image: podImage, ImagePullPolicy: corev1.PullNever, Args: []string{":" + resolverPort}},
+			},
 			TopologySpreadConstraints: []corev1.TopologySpreadConstraint{{
 				MaxSkew: 1, TopologyKey: "kubernetes.io/hostname", WhenUnsatisfiable: corev1.DoNotSchedule, LabelSelector: &metav1.LabelSelector{MatchLabels: labels},
 			}},

@@ -15,8 +15,10 @@ import (
 
 // The images of pods, which the nodes import.
 const (
-	// podImage holds pods' namespaces, and has what runs in the tests' own pods.
+	// podImage holds pods' namespaces, and looks up names in the tests' own pods.
 	podImage = "fairlead.test/pod:v1"
+	// webImage is agnhost, which Kubernetes' own tests ask.
+	webImage = "fairlead.test/agnhost:v1"
 	dnsImage = "fairlead.test/coredns:v1"
 )
 

@@ -28,7 +28,8 @@ func (f *fixture) cniDir(n *lab.Node) string { return filepath.Join(f.nodeDir(n)
 // said so. There is no CNI yet.
 func (f *fixture) startNodes(ctx context.Context) {
 	f.t.Helper()
-	images := []string{fairleadArchive(f.t), podArchive(f.t), archive(f.t, dnsImage, filepath.Join(tools(), "coredns"))}
+	images := []string{fairleadArchive(f.t), podArchive(f.t),
+		archive(f.t, webImage, filepath.Join(tools(), "agnhost")), archive(f.t, dnsImage, filepath.Join(tools(), "coredns"))}
 	for _, n := range f.lab.Nodes {
 		f.startNode(ctx, n, images)
 	}

@@ -2,8 +2,8 @@
 
 // Command pod is what runs in the pods of e2e/realcluster: without arguments it waits
 // until it is told to end, as the container that holds a pod's namespaces. With an
-// address it answers HTTP requests there: with the pod's name, and /lookup?name=…&network=…
-// with the addresses that the pod's resolver finds by one protocol, udp or tcp.
+// address it answers HTTP requests there: /lookup?name=…&network=… with the addresses that
+// the pod's resolver finds by one protocol, udp or tcp.
 package main
 
 import (
@@ -21,11 +21,6 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	if len(os.Args) == 2 {
-		name, err := os.Hostname()
-		if err != nil {
-			name = err.Error()
-		}
-		http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, name) })
 		http.HandleFunc("/lookup", lookup)
 		go func() { fmt.Fprintln(os.Stderr, http.ListenAndServe(os.Args[1], nil)); stop() }()
 	}
