@@ -19,6 +19,8 @@ type Config struct {
 	// Contributions are all that will ever be written. No two own the same
 	// chain.
 	Contributions []Contribution
+	// Heir has what Clean is to leave.
+	Heir Heir
 	// Metrics may be nil. Family is what they have this family as.
 	Metrics *Metrics
 	Family  string
@@ -38,6 +40,7 @@ type Engine struct {
 	owners owners
 	jumps  []Jump
 	guests []Guest
+	heir   Heir
 	// overlaps is set where a restore command may be started while another one
 	// runs: the legacy command has a lock from the start.
 	overlaps bool
@@ -78,6 +81,7 @@ func NewEngine(cfg Config) *Engine {
 		exec: cfg.Exec, cmds: cfg.Commands, variant: cfg.Variant, limits: limitsOf(cfg.Variant), trims: cfg.Variant == NFT, overlaps: cfg.Variant == NFT,
 		metrics: cfg.Metrics, family: cfg.Family,
 		owners:  newOwners(cfg.Contributions),
+		heir:    cfg.Heir,
 		entry:   map[ChainKey][]Rule{},
 		former:  map[ChainKey][]Rule{},
 		desired: map[ChainKey]*Chain{},
@@ -226,8 +230,8 @@ func (e *Engine) Apply(ctx context.Context, o Options) (Result, error) {
 	return res, err
 }
 
-// Clean removes all that is ours, wherever nothing of others refers to it. It
-// runs no restore command where there is nothing.
+// Clean removes all that is ours, but for what the heir goes on with, wherever nothing
+// of others refers to it. It runs no restore command where there is nothing.
 func (e *Engine) Clean(ctx context.Context) (Result, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -240,9 +244,10 @@ func (e *Engine) Clean(ctx context.Context) (Result, error) {
 	if err := e.load(ctx, &res); err != nil {
 		return res, err
 	}
+	theirs := e.bequeath()
 	err := e.commit(ctx, e.plan(Options{Prune: true, Settle: true}), &res)
 	for k := range e.kernel.pinned {
-		if _, left := e.kernel.chains[k]; left {
+		if _, left := e.kernel.chains[k]; left && !theirs.owns(k) {
 			klog.FromContext(ctx).Info("Chain stays: rules of others lead to it", "chain", k)
 		}
 	}
