@@ -9,32 +9,12 @@ import (
 	"fairlead/proxier/model"
 )
 
-// Contribution declares the chains and the jumps of this mode. The jumps'
-// order, matches and comments are kube-proxy's.
+// Contribution declares the chains and the jumps of this mode.
 func Contribution(cfg RenderConfig) ruleset.Contribution {
-	const newOnly = idiom.NewOnly
-	jump := idiom.Jump
-	const (
-		firewall = "kubernetes load balancer firewall"
-		portals  = "kubernetes service portals"
-		external = "kubernetes externally-visible service portals"
-	)
 	return ruleset.Contribution{
-		Name: "iptables",
-		Owns: idiom.Owned(),
-		Jumps: append(idiom.CountTraffic(), []ruleset.Jump{
-			jump(ruleset.Filter, "INPUT", newOnly, firewall, proxyFirewall),
-			jump(ruleset.Filter, "INPUT", "", "kubernetes health check service ports", nodePorts),
-			jump(ruleset.Filter, "INPUT", newOnly, external, externalServices),
-			jump(ruleset.Filter, "FORWARD", newOnly, firewall, proxyFirewall),
-			jump(ruleset.Filter, "FORWARD", "", "kubernetes forwarding rules", forward),
-			jump(ruleset.Filter, "FORWARD", newOnly, portals, services),
-			jump(ruleset.Filter, "FORWARD", newOnly, external, externalServices),
-			jump(ruleset.Filter, "OUTPUT", newOnly, firewall, proxyFirewall),
-			jump(ruleset.Filter, "OUTPUT", newOnly, portals, services),
-			jump(ruleset.NAT, "PREROUTING", "", portals, services),
-			jump(ruleset.NAT, "OUTPUT", "", portals, services),
-		}...),
+		Name:   "iptables",
+		Owns:   idiom.Owned(),
+		Jumps:  append(idiom.CountTraffic(), idiom.ServiceJumps()...),
 		Guests: []ruleset.Guest{idiom.Localnet(cfg.Family, cfg.LocalhostNodePorts || cfg.LocalhostHostPorts)},
 		Former: idiom.Former(),
 		Relics: idiom.Relics(),

@@ -20,10 +20,10 @@ const (
 	proxyFirewall    = idiom.ProxyFirewall
 
 	servicePrefix  = idiom.ServicePrefix
-	localPrefix    = "KUBE-SVL-"
+	localPrefix    = idiom.LocalPrefix
 	externalPrefix = idiom.ExternalPrefix
-	firewallPrefix = "KUBE-FW-"
-	endpointPrefix = "KUBE-SEP-"
+	firewallPrefix = idiom.FirewallPrefix
+	endpointPrefix = idiom.EndpointPrefix
 	healthPrefix   = "KUBE-HC-" // not among kube-proxy's
 )
 

@@ -71,3 +71,40 @@ func TestLeftovers(t *testing.T) {
 		})
 	}
 }
+
+// TestRemoveOwnSets: all sets stay that kube-proxy has, by the list of its source.
+func TestRemoveOwnSets(t *testing.T) {
+	for _, f := range model.Families() {
+		h := newHost(f)
+		a := h.agent(t, config(f))
+		a.sync()
+		if _, err := a.engine.Clean(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		err := RemoveOwnSets(f, func(name string, typ ipset.Type) Set { return h.sets.Set(name, typ, f == model.IPv6) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for line := range strings.Lines(h.sets.Save()) {
+			if name, ok := strings.CutPrefix(line, "create "); ok {
+				got = append(got, strings.Replace(strings.Fields(name)[0], "KUBE-6-", "KUBE-", 1))
+			}
+		}
+		slices.Sort(got)
+		want := []string{
+			"KUBE-CLUSTER-IP", "KUBE-EXTERNAL-IP", "KUBE-EXTERNAL-IP-LOCAL", "KUBE-HEALTH-CHECK-NODE-PORT", "KUBE-IPVS-IPS",
+			"KUBE-LOAD-BALANCER", "KUBE-LOAD-BALANCER-FW", "KUBE-LOAD-BALANCER-LOCAL", "KUBE-LOAD-BALANCER-SOURCE-CIDR", "KUBE-LOAD-BALANCER-SOURCE-IP",
+			"KUBE-LOOP-BACK", "KUBE-NODE-PORT-LOCAL-SCTP-HASH", "KUBE-NODE-PORT-LOCAL-TCP", "KUBE-NODE-PORT-LOCAL-UDP",
+			"KUBE-NODE-PORT-SCTP-HASH", "KUBE-NODE-PORT-TCP", "KUBE-NODE-PORT-UDP",
+		}
+		if f == model.IPv6 { // of which names are cut
+			for i, name := range want {
+				want[i] = name[:min(len(name), maxSetName-len("6-"))]
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: left are %q, want %q", f, got, want)
+		}
+	}
+}

@@ -143,6 +143,20 @@ func (l *Leftovers) destroySets(out *Removed) error {
 	return errors.Join(errs...)
 }
 
+// RemoveOwnSets removes the sets of a family that kube-proxy's IPVS mode does not have. The
+// rules that name them must have gone before.
+func RemoveOwnSets(f model.Family, open func(name string, typ ipset.Type) Set) error {
+	ipv6 := f == model.IPv6
+	var errs []error
+	for _, id := range oursAlone() {
+		set := open(setName(id, ipv6), setKinds()[id].typ)
+		if _, found, err := set.List(); err == nil && found {
+			errs = append(errs, set.Destroy())
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // list reads the sets that there are, and leaves those out that cannot be read.
 func (s *setSync) list() map[setID]bool {
 	there := map[setID]bool{}

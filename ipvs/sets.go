@@ -39,8 +39,11 @@ const (
 	setCount
 )
 
-// setKinds are the names of the sets and their types. All names are kube-proxy's
-// but those of spares, noLocalInside, noLocal, noEndpoint and draining.
+// oursAlone are the sets that kube-proxy does not have (pkg/proxy/ipvs/ipset.go in v1.36).
+// All other names are its own.
+func oursAlone() []setID { return []setID{spares, noLocalInside, noLocal, noEndpoint, draining} }
+
+// setKinds are the names of the sets and their types.
 func setKinds() [setCount]struct {
 	name string
 	typ  ipset.Type

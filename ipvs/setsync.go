@@ -4,7 +4,6 @@ package ipvs
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 
 	"fairlead/nat/ipset"
@@ -217,16 +216,4 @@ func (st *setState) remove(sy *syncing) error {
 	}
 	sy.wrote(len(surplus))
 	return nil
-}
-
-// DestroySets removes all sets of this mode. The rules that name them must have
-// gone before.
-func DestroySets(ipv6 bool, open func(string, ipset.Type) Set) error {
-	var errs []error
-	for id := range setCount {
-		if err := open(setName(id, ipv6), setKinds()[id].typ).Destroy(); err != nil {
-			errs = append(errs, fmt.Errorf("set %s stays: %w", setName(id, ipv6), err))
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -5,6 +5,7 @@ package idiom
 import (
 	"crypto/sha256"
 	"encoding/base32"
+	"slices"
 
 	"fairlead/iptables/ruleset"
 	"fairlead/proxier/model"
@@ -20,12 +21,16 @@ const (
 
 	ServicePrefix  = "KUBE-SVC-"
 	ExternalPrefix = "KUBE-EXT-"
+	LocalPrefix    = "KUBE-SVL-"
+	FirewallPrefix = "KUBE-FW-"
+	EndpointPrefix = "KUBE-SEP-"
 
 	// Those of IPVS mode alone.
 	NodePort      = "KUBE-NODE-PORT"
 	IPVSFilter    = "KUBE-IPVS-FILTER"
 	IPVSOutFilter = "KUBE-IPVS-OUT-FILTER"
 	SourceRanges  = "KUBE-SOURCE-RANGES-FIREWALL"
+	loadBalancer  = "KUBE-LOAD-BALANCER" // of kube-proxy's alone
 	// Those are not among kube-proxy's.
 	External   = "KUBE-EXTERNAL"
 	IPVSAccept = "KUBE-IPVS-ACCEPT"
@@ -45,25 +50,16 @@ const (
 // Owned lists all chains that a mode of ours, or kube-proxy's with iptables or IPVS,
 // may ever write: a mode takes over what another one has left.
 func Owned() []ruleset.ChainKey {
-	var keys []ruleset.ChainKey
-	for table, names := range map[ruleset.Table][]string{
-		ruleset.NAT: {
-			Services, NodePorts, MarkOutside, ServicePrefix + "*", "KUBE-SVL-*",
-			ExternalPrefix + "*", "KUBE-FW-*", "KUBE-SEP-*",
-			NodePort, External, AddressPrefix + "*", "KUBE-LOAD-BALANCER", Neighbours,
-		},
-		ruleset.Filter: {
+	return slices.Concat(
+		keys(ruleset.NAT,
+			Services, NodePorts, MarkOutside, ServicePrefix+"*", LocalPrefix+"*",
+			ExternalPrefix+"*", FirewallPrefix+"*", EndpointPrefix+"*",
+			NodePort, External, AddressPrefix+"*", loadBalancer, Neighbours),
+		keys(ruleset.Filter,
 			Services, ExternalServices, NodePorts, Forward, ProxyFirewall,
-			ServicePrefix + "*", ExternalPrefix + "*", "KUBE-FW-*", "KUBE-HC-*",
-			NodePort, IPVSFilter, IPVSOutFilter, IPVSAccept, SourceRanges,
-		},
-		ruleset.Mangle: {ProxyFirewall, SourceRanges, Traffic},
-	} {
-		for _, name := range names {
-			keys = append(keys, ruleset.ChainKey{Table: table, Name: name})
-		}
-	}
-	return keys
+			ServicePrefix+"*", ExternalPrefix+"*", FirewallPrefix+"*", "KUBE-HC-*",
+			NodePort, IPVSFilter, IPVSOutFilter, IPVSAccept, SourceRanges),
+		keys(ruleset.Mangle, ProxyFirewall, SourceRanges, Traffic))
 }
 
 // NewOnly matches the first packet of a connection.
