@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,7 +17,9 @@ import (
 
 	"fairlead/config"
 	"fairlead/iptables"
+	"fairlead/iptables/idiom"
 	"fairlead/iptables/ruleset"
+	"fairlead/ipvs"
 	"fairlead/nat"
 	"fairlead/nat/egress"
 	"fairlead/nat/ipset"
@@ -40,6 +44,8 @@ type removal struct {
 	excluded []netip.Prefix
 	// force is set to remove it although a service proxy runs on the node.
 	force bool
+	// keep is the mode of kube-proxy whose rules stay, empty for none.
+	keep string
 }
 
 // removeParts returns what to remove: the parts that are named, or if none is, all.
@@ -65,6 +71,7 @@ func removeParts(only []string, excluded []netip.Prefix) (removal, error) {
 
 func cleanupCommand() *cobra.Command {
 	var exclude, only []string
+	var keep string
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "cleanup",
@@ -79,8 +86,9 @@ Connections to Services stop working. Stop the agent first: as long as it, or
 kube-proxy, answers on port ` + proxyPort + ` of this node, nothing is removed unless --force is
 given, since it would write its rules again, or they are its rules.
 
-Where kube-proxy has taken over, what Fairlead did besides is removed by
-"fairlead cleanup --only=nat,portmap --force".`,
+Where kube-proxy has taken over and has written its rules, "fairlead cleanup --keep=MODE --force"
+leaves these, for the mode that it is in (iptables, ipvs or nftables), and removes all else:
+what is Fairlead's alone, and what is of other modes. Connections go on.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			excluded, err := parseCIDRs("--ipvs-exclude-cidrs", exclude)
@@ -88,6 +96,12 @@ Where kube-proxy has taken over, what Fairlead did besides is removed by
 				return err
 			}
 			r, err := removeParts(only, both(excluded))
+			if cmd.Flags().Changed("keep") {
+				if len(only) > 0 {
+					return errors.New("--keep and --only exclude each other: with --keep all parts are removed, but for what is kube-proxy's")
+				}
+				r, err = keeping(keep, both(excluded))
+			}
 			if err != nil {
 				return err
 			}
@@ -97,6 +111,7 @@ Where kube-proxy has taken over, what Fairlead did besides is removed by
 	}
 	cmd.Flags().StringSliceVar(&exclude, "ipvs-exclude-cidrs", nil, "CIDRs of virtual servers that are not Fairlead's, and that it does not remove.")
 	cmd.Flags().BoolVar(&force, "force", false, "Remove rules although a service proxy runs on this node.")
+	cmd.Flags().StringVar(&keep, "keep", "", "What to leave: that which kube-proxy writes in this mode (iptables, ipvs or nftables), which runs again and has its rules.")
 	cmd.Flags().StringSliceVar(&only, "only", nil, "What to remove: services, nat (the masquerading of what pods send to the outside), portmap (host ports), or several with commas between. Not given, it is all.")
 	verbosityFlag(cmd.Flags())
 	return cmd
@@ -108,18 +123,16 @@ func cleanup(ctx context.Context, r removal) error {
 	if err := checkPrivilege(); err != nil {
 		return err
 	}
-	if !r.force {
-		if err := refuseBeside(ctx, loopbackProxies()); err != nil {
-			return err
-		}
+	if err := r.refuse(ctx); err != nil {
+		return err
 	}
-	if r.services {
+	if r.services && !(r.keep == iptablesName && neighboursKept(ctx)) {
 		// Before the rule goes that keeps neighbours from 127.0.0.1.
 		sysctl.Warn(ctx, sysctl.New("").ResetRouteLocalnet(ctx))
 	}
 	err := errors.Join(cleanRules(ctx, r), cleanTable(ctx, nftables.Parts{Services: r.services, HostPorts: r.portmap, PodMasquerade: r.nat}))
 	if r.services {
-		err = errors.Join(err, cleanServices(ctx, r.excluded))
+		err = errors.Join(err, cleanServices(ctx, r))
 	}
 	if r.nat {
 		removeExempt(ctx)
@@ -143,7 +156,7 @@ func cleanRules(ctx context.Context, r removal) error {
 				node := &nodeKernel{variant: v, commands: map[model.Family]ruleset.Commands{f: cmds}}
 				_, err = ruleset.NewEngine(ruleset.Config{
 					Exec: ruleset.SystemExec{}, Commands: cmds, Variant: v,
-					Contributions: r.contributions(f, node.chainReader(ctx, f)),
+					Contributions: r.contributions(f, node.chainReader(ctx, f)), Heir: r.heir(),
 				}).Clean(ctx)
 			}
 			if err != nil {
@@ -160,17 +173,27 @@ func (r removal) leftBehind(v ruleset.Variant, f model.Family) error {
 	if v != ruleset.NFT {
 		return nil
 	}
-	parts := []struct {
-		remove bool
-		chain  string
-	}{{r.services, "KUBE-SERVICES"}, {r.portmap, portmap.Root}, {r.nat, egress.Root}}
-	for _, p := range parts {
-		has, err := (ruleset.KernelNFTables{}).HasChain(f == model.IPv6, ruleset.NAT, p.chain)
-		if err == nil && has && p.remove {
-			return fmt.Errorf("%s has rules to remove (chain %s), and there is no command for that: %w", f, p.chain, ruleset.ErrNoCommand)
+	for _, k := range r.telling() {
+		if has, err := (ruleset.KernelNFTables{}).HasChain(f == model.IPv6, k.Table, k.Name); err == nil && has {
+			return fmt.Errorf("%s has rules to remove (chain %s), and there is no command for that: %w", f, k.Name, ruleset.ErrNoCommand)
 		}
 	}
 	return nil
+}
+
+// telling are chains to remove of which one is there if there is something to remove.
+func (r removal) telling() (out []ruleset.ChainKey) {
+	if r.services {
+		heir := r.heir()
+		out = slices.DeleteFunc(idiom.Owned(), func(k ruleset.ChainKey) bool { return strings.HasSuffix(k.Name, "*") || heir.Has(k) })
+	}
+	if r.portmap {
+		out = append(out, ruleset.ChainKey{Table: ruleset.NAT, Name: portmap.Root})
+	}
+	if r.nat {
+		out = append(out, ruleset.ChainKey{Table: ruleset.NAT, Name: egress.Root})
+	}
+	return out
 }
 
 // contributions are those of one family whose rules are to go. The chains that mark and
@@ -196,32 +219,51 @@ func (r removal) contributions(f model.Family, chain func(name string) []ruleset
 	return out
 }
 
-// cleanServices removes what is no rule: tables of kube-proxy's nftables mode, virtual
-// servers outside excluded networks, their device, sets, and a counter.
-func cleanServices(ctx context.Context, excluded []netip.Prefix) error {
+// cleanServices removes what is no rule, but for what stays: tables of kube-proxy's
+// nftables mode, virtual servers outside excluded networks, their device, sets, and
+// counters.
+func cleanServices(ctx context.Context, r removal) error {
 	var errs []error
-	for _, f := range model.Families() {
-		errs = append(errs, removeNftables(ctx, f))
+	if r.keep != nftablesName {
+		for _, f := range model.Families() {
+			errs = append(errs, removeNftables(ctx, f))
+		}
 	}
 	for _, f := range model.Families() {
-		if err := removeIPVS(f, excluded, true); err != nil {
+		if err := r.cleanIPVS(f); err != nil {
 			errs = append(errs, fmt.Errorf("clean up IPVS, %s: %w", f, err))
 		}
 	}
-	errs = append(errs, removeDevice())
+	if r.keep != ipvsName {
+		errs = append(errs, removeDevice())
+	}
 	for _, f := range model.Families() { // which no rule of ours names any more
 		ipv6 := f == model.IPv6
-		if err := iptables.CleanSets(ctx, ipset.New(ipv6), ipset.NewSet(nat.LoopBack(ipv6), ipset.HashIPPortIP, ipv6)); err != nil {
+		var loops iptables.Loops
+		if r.keep != ipvsName {
+			loops = ipset.NewSet(nat.LoopBack(ipv6), ipset.HashIPPortIP, ipv6)
+		}
+		if err := iptables.CleanSets(ctx, ipset.New(ipv6), loops); err != nil {
 			klog.FromContext(ctx).Info("Sets are not looked for", "ipFamily", f, "reason", err.Error())
 		}
 	}
-	removeCounters(ctx)
+	if r.keep != iptablesName {
+		removeCounters(ctx)
+	}
 	for _, f := range model.Families() {
 		if err := onceFree(trafficSet(f).Destroy); err != nil {
 			klog.FromContext(ctx).V(2).Info("A set stays", "ipFamily", f, "reason", err.Error())
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// cleanIPVS removes what IPVS mode has left in a family, rules apart.
+func (r removal) cleanIPVS(f model.Family) error {
+	if r.keep == ipvsName {
+		return onceFree(func() error { return ipvs.RemoveOwnSets(f, ipvsSets(f)) })
+	}
+	return removeIPVS(f, r.excluded, r.keep != "")
 }
 
 // removeCounters removes the counters that rules have counted with, unless rules of

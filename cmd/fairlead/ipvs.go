@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"strings"
@@ -216,15 +217,22 @@ func (l *ipvsLeftovers) Follow(ctx context.Context, d proxier.Desired) (err erro
 	return err
 }
 
-// removeIPVS removes virtual servers, addresses and sets of IPVS mode from a family at
-// once.
-func removeIPVS(f model.Family, exclude []netip.Prefix, keepLoops bool) error {
-	left, closed, err := openIPVS(f, ipvs.Remains{ExcludeCIDRs: exclude, KeepLoops: keepLoops})
+// removeIPVS removes virtual servers, addresses and sets of IPVS mode from a family. With
+// patience virtual servers that have connections stay, which is an error.
+func removeIPVS(f model.Family, exclude []netip.Prefix, patient bool) error {
+	var grace time.Duration
+	if patient {
+		grace = math.MaxInt64
+	}
+	left, closed, err := openIPVS(f, ipvs.Remains{ExcludeCIDRs: exclude, KeepLoops: true, GracePeriod: grace})
 	if err != nil {
 		return err
 	}
 	defer closed()
-	_, err = left.Remove(time.Now())
+	removed, err := left.Remove(time.Now())
+	if err == nil && removed.Left > 0 {
+		err = fmt.Errorf("%d virtual servers have connections and stay, with their addresses and sets; run this again when these have ended (ipvsadm -Ln)", removed.Left)
+	}
 	return err
 }
 

@@ -39,8 +39,8 @@ func TestRefuseBeside(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			err := refuseBeside(t.Context(), []string{closed.Addr().String(), tc.addr})
-			if err == nil || !strings.Contains(err.Error(), tc.addr) || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), "--force") {
-				t.Errorf("got %v, want it to name %s, to say that it %s, and --force", err, tc.addr, tc.want)
+			if err == nil || !strings.Contains(err.Error(), tc.addr) || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), "--force") || !strings.Contains(err.Error(), "--keep=MODE --force") {
+				t.Errorf("got %v, want it to name %s, to say that it %s, --force, and --keep", err, tc.addr, tc.want)
 			}
 		})
 	}
