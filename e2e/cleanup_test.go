@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
@@ -60,7 +61,15 @@ func TestKernelCleanupParts(t *testing.T) {
 		if left := save(ctx, t, node, v); strings.Contains(left, "KUBE-") || strings.Contains(left, "fairlead") {
 			t.Errorf("parts that were removed one after the other left:\n%s", left)
 		}
-		checkOneLine(t, node.Command(ctx, binary, "cleanup", "--only=hostports"), []string{"--only", `"hostports"`, "services, nat or portmap"})
+		for args, want := range map[string][]string{
+			"--only=hostports":           {"--only", `"hostports"`, "services, nat or portmap"},
+			"--keep=ebpf":                {"--keep", `"ebpf"`, "iptables, ipvs or nftables"},
+			"--keep=":                    {"--keep", `""`, "iptables, ipvs or nftables"},
+			"--keep=iptables --only=nat": {"--keep", "--only", "exclude each other"},
+			"--keep=nftables":            {"--keep=nftables", "no table kube-proxy", "start it first"},
+		} {
+			checkOneLine(t, node.Command(ctx, binary, append([]string{"cleanup"}, strings.Fields(args)...)...), want)
+		}
 	})
 }
 
@@ -78,14 +87,20 @@ func TestKernelCleanupRefuses(t *testing.T) {
 	a := startAgent(ctx, t, node, lab.NFT, "--manifests", dir.path)
 	a.waitSynced(ctx, 0)
 	before := save(ctx, t, node, lab.NFT)
-	refused := func(when string, want ...string) {
+	unchanged := func(when string) {
 		t.Helper()
-		checkOneLine(t, node.Command(ctx, binary, "cleanup"), append([]string{"127.0.0.1:10256", "--force"}, want...))
 		if diff := cmp.Diff(before, save(ctx, t, node, lab.NFT)); diff != "" {
 			t.Errorf("%s: what is refused has changed rules (-before +after):\n%s", when, diff)
 		}
 	}
+	refused := func(when string, want ...string) {
+		t.Helper()
+		checkOneLine(t, node.Command(ctx, binary, "cleanup"), append([]string{"127.0.0.1:10256", "--force", "--keep=MODE --force"}, want...))
+		unchanged(when)
+	}
 	refused("while the agent runs", "stop it", "answers 200")
+	checkOneLine(t, node.Command(ctx, binary, "cleanup", "--keep=ipvs", "--force"), []string{"--keep=ipvs", "in another mode", fmt.Sprintf("answers %q", *proxyMode)})
+	unchanged("with a mode to keep that is not the proxy's")
 	a.stop()
 
 	var mute net.Listener

@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"fairlead/e2e/build"
 	"fairlead/e2e/cluster"
 	"fairlead/e2e/lab"
 	"fairlead/proxier/model"
@@ -35,6 +36,8 @@ type transitions struct {
 	clients load
 	// ends ends kube-proxies.
 	ends []func() error
+	// program is the agent's, as an operator has it on the nodes.
+	program string
 }
 
 // step does something while clients ask, and checks that they notice nothing.
@@ -54,7 +57,11 @@ func (x *transitions) step(ctx context.Context, what string, do ...func(context.
 func TestKernelTransitions(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute+8**transition)
 	defer cancel()
-	x := &transitions{fixture: newFixture(ctx, t)}
+	program, err := build.Agent(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &transitions{fixture: newFixture(ctx, t), program: program}
 	x.startAll(ctx)
 	svc := x.web(ctx)
 	x.kubeProxy("nftables")(ctx)
@@ -73,7 +80,7 @@ func TestKernelTransitions(t *testing.T) {
 	x.step(ctx, "from iptables to nftables mode", x.switchTo("nftables"))
 	x.step(ctx, "from nftables to iptables mode", x.switchTo("iptables"), x.without("fairlead"))
 	stop() // kube-proxy has no host ports
-	x.step(ctx, "from Fairlead to kube-proxy in iptables mode", x.removeAgents, x.kubeProxy("iptables"))
+	x.step(ctx, "from Fairlead to kube-proxy in iptables mode", x.removeAgents, x.kubeProxy("iptables"), x.cleanUp("iptables"))
 	x.step(ctx, "from kube-proxy in iptables mode to Fairlead", x.endKubeProxy, x.fairlead("iptables"))
 
 	x.removeAgents(ctx) // which would repair it
@@ -121,6 +128,18 @@ func (x *transitions) kubeProxy(mode string) func(context.Context) {
 				x.t.Fatal(err)
 			}
 			x.ends = append(x.ends, end)
+		}
+	}
+}
+
+// cleanUp removes from all nodes what Fairlead has left beside kube-proxy in a mode.
+func (x *transitions) cleanUp(mode string) func(context.Context) {
+	return func(ctx context.Context) {
+		x.t.Helper()
+		for _, n := range x.lab.Nodes {
+			if out, err := n.Run(ctx, x.program, "cleanup", "--keep="+mode, "--force"); err != nil {
+				x.t.Fatalf("cleanup on %s: %v\n%s", n.Label, err, out)
+			}
 		}
 	}
 }
