@@ -149,7 +149,7 @@ func (b *ipvsBackend) family(ctx context.Context, f model.Family) (served, error
 		return served{}, err
 	}
 	return served{
-		mode: mode, engine: engine, watcher: w, followers: followers, adopters: []adopter{mode}, counters: ipvs.NewTraffic(counted),
+		mode: mode, engine: engine, watcher: w, followers: followers, adopters: []adopter{mode}, counters: ipvs.NewTraffic(counted), roster: cfg.roster(),
 	}, nil
 }
 

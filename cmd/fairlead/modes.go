@@ -20,6 +20,7 @@ import (
 	"fairlead/nat/sysctl"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
+	"fairlead/proxier/traffic"
 )
 
 // backend is a way to program the kernel: what a mode brings beside what all have.
@@ -44,8 +45,10 @@ type served struct {
 	// moved returns, once, where UDP flows went by something that has gone since; it
 	// may be nil.
 	moved func() []netip.AddrPort
-	// counters are nil where the mode counts nothing for Services.
+	// counters are nil where the mode counts nothing for Services, and so is roster, which
+	// says what has series of its own.
 	counters counters
+	roster   *traffic.Roster
 	// packets is set where these need a set.
 	packets bool
 }
@@ -150,6 +153,7 @@ func (b *iptablesBackend) family(ctx context.Context, f model.Family) (served, e
 	}
 	out := served{
 		mode: mode, engine: engine, watcher: w, followers: []proxier.Follower{left}, adopters: []adopter{mode}, moved: left.moved,
+		roster: cfg.roster(),
 	}
 	connections := iptables.NewTraffic(node.countedRules(f))
 	if out.counters, out.packets = connections, packets != nil; out.packets {

@@ -136,7 +136,7 @@ func (a *assembly) family(ctx context.Context, g *errgroup.Group, f model.Family
 		return err
 	}
 	followers := append(own.followers, nftablesLeftovers(f, a.mode.name() == nftablesName))
-	followers = append(followers, a.carried.followers(f, own.counters)...)
+	followers = append(followers, a.carried.followers(f, own)...)
 	if !own.packets {
 		followers = append(followers, unusedTrafficSet(f))
 	}

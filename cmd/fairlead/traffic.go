@@ -47,16 +47,24 @@ func newTraffic(ctx context.Context, cfg *agentConfig, node *nodeKernel, mode st
 		klog.FromContext(ctx).Info("Of Services connections are counted, and no packets: rules cannot use sets here")
 	}
 	return trafficMetrics{traffic.New(traffic.Config{
-		Selection: cfg.counted, Limit: cfg.Traffic.Limit, Directions: directions, Registerer: reg, Logger: klog.FromContext(ctx),
+		Directions: directions, Registerer: reg, Logger: klog.FromContext(ctx),
 	})}
 }
 
+// roster returns which ports are counted one by one in a family, nil where nothing is.
+func (c *agentConfig) roster() *traffic.Roster {
+	if c.counted.Empty() {
+		return nil
+	}
+	return traffic.NewRoster(c.counted, c.Traffic.Limit)
+}
+
 // followers returns what is to follow a family's rules.
-func (t trafficMetrics) followers(f model.Family, c counters) []proxier.Follower {
+func (t trafficMetrics) followers(f model.Family, own served) []proxier.Follower {
 	if t.collector == nil {
 		return nil
 	}
-	return []proxier.Follower{c, t.collector.Family(f, c)}
+	return []proxier.Follower{own.counters, t.collector.Family(f, own.counters, own.roster)}
 }
 
 // run has metrics begin once all rules are in place for the first time.

@@ -26,10 +26,6 @@ const (
 
 // Config says what a Collector tells.
 type Config struct {
-	Selection Selection
-	// Limit is how many ports of Services have series of their own in each family. What
-	// all others carry is one series more.
-	Limit int
 	// Directions are those, "in" and "out", of which sources tell packets and bytes.
 	Directions []string
 	// Registerer is where the Collector registers itself.
@@ -73,9 +69,10 @@ func New(cfg Config) *Collector {
 	return c
 }
 
-// Family adds a family. What it returns has to follow the rules of it.
-func (c *Collector) Family(f model.Family, source Source) proxier.Follower {
-	l := newLedger(f, source, c.cfg.Selection, c.cfg.Limit)
+// Family adds a family, in which the ports on the roster have series of their own. What all
+// others carry is one series more. What it returns has to follow the rules of it.
+func (c *Collector) Family(f model.Family, source Source, roster *Roster) proxier.Follower {
+	l := newLedger(f, source, roster)
 	c.failures.WithLabelValues(f.String())
 	c.mu.Lock()
 	defer c.mu.Unlock()

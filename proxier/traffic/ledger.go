@@ -5,7 +5,6 @@ package traffic
 import (
 	"context"
 	"maps"
-	"slices"
 	"sync"
 
 	"fairlead/proxier"
@@ -14,10 +13,9 @@ import (
 
 // ledger has the sums of one family.
 type ledger struct {
-	family    model.Family
-	source    Source
-	selection Selection
-	limit     int
+	family model.Family
+	source Source
+	roster *Roster
 
 	// last is what each counter said, and round the reading in which it did.
 	last  map[uint64]reading
@@ -29,10 +27,8 @@ type ledger struct {
 	once     sync.Once
 
 	mu sync.Mutex // of what follows, and never held while anything is read
-	// series are the ports that have series of their own, and waiting those that would
-	// if there were fewer.
-	series  map[model.ServicePortName]*Counts
-	waiting map[model.ServicePortName]bool
+	// series are those of the ports on the roster.
+	series map[model.ServicePortName]*Counts
 	// rest is what all others have carried.
 	rest Counts
 }
@@ -44,34 +40,26 @@ type reading struct {
 
 var _ proxier.Follower = (*ledger)(nil)
 
-func newLedger(f model.Family, source Source, selection Selection, limit int) *ledger {
+func newLedger(f model.Family, source Source, roster *Roster) *ledger {
 	return &ledger{
-		family: f, source: source, selection: selection, limit: limit,
-		followed: make(chan struct{}),
-		series:   map[model.ServicePortName]*Counts{}, waiting: map[model.ServicePortName]bool{}, last: map[uint64]reading{},
+		family: f, source: source, roster: roster, followed: make(chan struct{}),
+		series: map[model.ServicePortName]*Counts{}, last: map[uint64]reading{},
 	}
 }
 
 // Follow implements proxier.Follower: ports have series as long as they are there, so that
 // one that is at rest is not one that has gone.
 func (l *ledger) Follow(_ context.Context, d proxier.Desired) error {
+	l.roster.Update(d)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, name := range d.Changed {
-		if d.Snapshot.Get(name) == nil {
+	l.roster.take(func(name model.ServicePortName, has bool) {
+		if !has {
 			delete(l.series, name)
-			delete(l.waiting, name)
-		} else if l.series[name] == nil && l.selection.Has(name.Service) {
-			l.waiting[name] = true
-		}
-	}
-	if free := l.limit - len(l.series); free > 0 && len(l.waiting) > 0 {
-		next := slices.SortedFunc(maps.Keys(l.waiting), model.ServicePortName.Compare)
-		for _, name := range next[:min(free, len(next))] {
+		} else if l.series[name] == nil {
 			l.series[name] = &Counts{}
-			delete(l.waiting, name)
 		}
-	}
+	})
 	l.once.Do(func() { close(l.followed) })
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -52,6 +53,7 @@ type rig struct {
 	*counters
 	reg      *prometheus.Registry
 	c        *Collector
+	roster   *Roster
 	follower proxier.Follower
 	snapshot *model.Snapshot
 }
@@ -66,9 +68,9 @@ func newRig(t *testing.T, limit int, packets bool, selected ...string) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, counters: &counters{}, reg: prometheus.NewPedanticRegistry(), snapshot: model.NewSnapshot()}
-	r.c = New(Config{Selection: selection, Limit: limit, Directions: directions, Registerer: r.reg, Logger: klog.Background()})
-	r.follower = r.c.Family(model.IPv4, r.counters)
+	r := &rig{t: t, counters: &counters{}, reg: prometheus.NewPedanticRegistry(), roster: NewRoster(selection, limit), snapshot: model.NewSnapshot()}
+	r.c = New(Config{Directions: directions, Registerer: r.reg, Logger: klog.Background()})
+	r.follower = r.c.Family(model.IPv4, r.counters, r.roster)
 	return r
 }
 
@@ -262,4 +264,62 @@ func TestParseSelection(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestRosterShared: a mode that asks before what follows its rules gets the same answers,
+// and what a mode was told, and could not write, is not lost to the series.
+func TestRosterShared(t *testing.T) {
+	s, err := ParseSelection([]string{"shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewRoster(s, 2)
+	l := newLedger(model.IPv4, nil, r)
+	snapshot := model.NewSnapshot()
+	update := func(want string, changes map[string]bool) proxier.Desired {
+		t.Helper()
+		d, now := proxier.Desired{}, map[model.ServicePortName]*model.ServicePort{}
+		for service, there := range changes {
+			name := port(service)
+			if now[name] = nil; there {
+				now[name] = &model.ServicePort{Name: name}
+			}
+			d.Changed = append(d.Changed, name)
+		}
+		snapshot = snapshot.With(now)
+		d.Snapshot = snapshot
+		var got []string
+		for _, name := range r.Update(d) {
+			got = append(got, name.Service.Name)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("moved are %q, want %q", got, want)
+		}
+		if again := r.Update(d); len(again) > 0 {
+			t.Errorf("told again, %v move", again)
+		}
+		return d
+	}
+	series := func(d proxier.Desired, want string) {
+		t.Helper()
+		if err := l.Follow(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for name := range l.series {
+			got = append(got, name.Service.Name)
+			if !r.Has(name) {
+				t.Errorf("%s has series, and is not on the roster", name)
+			}
+		}
+		slices.Sort(got)
+		if strings.Join(got, " ") != want {
+			t.Errorf("series of %q, want %q", got, want)
+		}
+	}
+	series(update("a b", map[string]bool{"shop/a": true, "shop/b": true, "shop/c": true, "bank/a": true}), "a b")
+	update("a c", map[string]bool{"shop/a": false}) // whose Sync fails
+	series(update("", map[string]bool{"shop/a": true}), "b c")
+	series(update("a b", map[string]bool{"shop/b": false}), "a c")
+	series(update("a c", map[string]bool{"shop/a": false, "shop/c": false}), "")
 }
