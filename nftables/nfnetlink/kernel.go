@@ -195,20 +195,13 @@ func (k *Kernel) Elements(s *table.Set, yield func(table.Element)) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var singles []single
-	fill := func(b *buffer) {
-		b.text(unix.NFTA_SET_ELEM_LIST_TABLE, k.name)
-		b.text(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
-	}
-	err := k.list(unix.NFT_MSG_GETSETELEM, fill, func(a attrs) error {
-		a.get(unix.NFTA_SET_ELEM_LIST_ELEMENTS).each(func(_ uint16, data []byte) {
-			e, end := elementOf(s, data)
-			if s.Interval && !concatenated(s) {
-				singles = append(singles, single{e, end})
-			} else {
-				yield(e)
-			}
-		})
-		return nil
+	err := k.dumpElements(s, func(data []byte) {
+		e, end := elementOf(s, data)
+		if s.Interval && !concatenated(s) {
+			singles = append(singles, single{e, end})
+		} else {
+			yield(e)
+		}
 	})
 	if err != nil {
 		return fmt.Errorf("read elements of %s: %w", s.Name, err)
@@ -217,6 +210,18 @@ func (k *Kernel) Elements(s *table.Set, yield func(table.Element)) error {
 		yield(e)
 	}
 	return nil
+}
+
+// dumpElements calls yield for each element of a set.
+func (k *Kernel) dumpElements(s *table.Set, yield func(data []byte)) error {
+	fill := func(b *buffer) {
+		b.text(unix.NFTA_SET_ELEM_LIST_TABLE, k.name)
+		b.text(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
+	}
+	return k.list(unix.NFT_MSG_GETSETELEM, fill, func(a attrs) error {
+		a.get(unix.NFTA_SET_ELEM_LIST_ELEMENTS).each(func(_ uint16, data []byte) { yield(data) })
+		return nil
+	})
 }
 
 // Get calls yield for the elements that have the keys, which are a hundred at most, up to

@@ -133,6 +133,14 @@ func (a attrs) number() uint32 {
 	return binary.BigEndian.Uint32(a)
 }
 
+// long returns a number of 64 bits, 0 where there is none.
+func (a attrs) long() uint64 {
+	if len(a) < 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(a)
+}
+
 // message is one message that was received.
 type message struct {
 	kind, flags uint16

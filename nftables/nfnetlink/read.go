@@ -55,8 +55,9 @@ func setOf(a attrs) (*table.Set, error) {
 	s := &table.Set{
 		Name: a.get(unix.NFTA_SET_NAME).text(), Comment: commentIn(a.get(unix.NFTA_SET_USERDATA), commentOfSet),
 		Interval: flags&unix.NFT_SET_INTERVAL != 0, Dynamic: flags&unix.NFT_SET_EVAL != 0 && flags&unix.NFT_SET_TIMEOUT != 0,
-		Size: a.get(unix.NFTA_SET_DESC).get(unix.NFTA_SET_DESC_SIZE).number(),
-		Key:  typesOf(a.get(unix.NFTA_SET_KEY_TYPE).number()),
+		Size:    a.get(unix.NFTA_SET_DESC).get(unix.NFTA_SET_DESC_SIZE).number(),
+		Counter: a.get(setExpr).get(unix.NFTA_EXPR_NAME).text() == counterExpr,
+		Key:     typesOf(a.get(unix.NFTA_SET_KEY_TYPE).number()),
 	}
 	if flags&unix.NFT_SET_MAP == 0 {
 		return s, nil

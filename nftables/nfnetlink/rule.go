@@ -159,7 +159,7 @@ func (b *buffer) statement(e table.Expr) error {
 		b.shut(data)
 		b.shut(at)
 	case table.Counter:
-		b.shut(b.named("counter"))
+		b.shut(b.named(counterExpr))
 	default:
 		return fmt.Errorf("expression %T is unknown", e)
 	}

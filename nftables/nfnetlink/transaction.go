@@ -108,9 +108,10 @@ func (t *transaction) step(s table.Step) error {
 
 // What unix has no names for.
 const (
-	tableUserdata   = 6 // NFTA_TABLE_USERDATA
-	setDescConcat   = 2 // NFTA_SET_DESC_CONCAT
-	setFieldLen     = 1 // NFTA_SET_FIELD_LEN
+	tableUserdata   = 6  // NFTA_TABLE_USERDATA
+	setDescConcat   = 2  // NFTA_SET_DESC_CONCAT
+	setFieldLen     = 1  // NFTA_SET_FIELD_LEN
+	setExpr         = 17 // NFTA_SET_EXPR
 	setConcat       = 0x80
 	elementKeyEnd   = 10 // NFTA_SET_ELEM_KEY_END
 	verdictDataType = 0xffffff00
@@ -146,6 +147,11 @@ func (t *transaction) set(s *table.Set) {
 		t.shut(all)
 	}
 	t.shut(desc)
+	if s.Counter { // which each element gets a copy of
+		at := t.open(setExpr)
+		t.shut(t.named(counterExpr))
+		t.shut(at)
+	}
 	t.value(unix.NFTA_SET_USERDATA, string(setUserdata(s)))
 }
 

@@ -43,7 +43,8 @@ func (b Builder) lookup(s *Set, not bool, key []Field) Builder {
 }
 
 // New matches the first packet of a connection, Invalid what belongs to none and may
-// begin none, Translated what has another destination than it was sent to.
+// begin none, Translated what has another destination than it was sent to. Known matches what comes
+// once a packet of the connection has got through: all but the first one.
 func (b Builder) New() Builder { return b.flag("ct state new", ctState, stateNew) }
 
 // Invalid is described at New.
@@ -56,6 +57,9 @@ func (b Builder) Translated() Builder { return b.flag("ct status dnat", ctStatus
 func (b Builder) Untouched() Builder {
 	return b.with("ct status ! dnat", CT{Key: ctStatus}, Bitwise{Mask: number(statusDNAT)}, Compare{Value: number(0)})
 }
+
+// Known is described at New.
+func (b Builder) Known() Builder { return b.flag("ct status confirmed", ctStatus, statusKnown) }
 
 func (b Builder) flag(text string, key, bit uint32) Builder {
 	return b.with(text, CT{Key: key}, Bitwise{Mask: number(bit)}, Compare{Not: true, Value: number(0)})
@@ -124,6 +128,12 @@ func (b Builder) Of(proto uint8) Builder {
 	return b.with("meta l4proto "+ProtocolName(proto), Meta{Key: metaL4Proto}, Compare{Value: string([]byte{proto})})
 }
 
+// OfConnection matches the packets of connections of one protocol, by its number. After it
+// nft knows what the original port is.
+func (b Builder) OfConnection(proto uint8) Builder {
+	return b.with("ct protocol "+ProtocolName(proto), CT{Key: ctProtocol}, Compare{Value: string([]byte{proto})})
+}
+
 // WithPort matches one protocol and, as all packets have, a port. After it nft knows what a
 // port is.
 func (b Builder) WithPort(proto uint8) Builder {
@@ -137,6 +147,9 @@ func (b Builder) Count() Builder { return b.with("counter", Counter{}) }
 
 // Rule ends with what was put together, with a comment, which may be empty.
 func (b Builder) rule() Rule { return Rule{Text: strings.Join(b.text, " "), Exprs: b.exprs} }
+
+// Only does nothing more: what was matched has been counted.
+func (b Builder) Only() Rule { return b.rule() }
 
 // Drop drops, Return ends the chain, Reject refuses, Goto and Jump lead to a chain, the
 // latter only for a while.

@@ -144,12 +144,15 @@ const (
 	netHeader    = 1
 	transHeader  = 2
 	ctState      = 0
+	ctDirection  = 1
 	ctStatus     = 2
+	ctProtocol   = 10
 	ctProtoDst   = 12
 	ctDstIP      = 20
 	ctDstIP6     = 22
 	stateInvalid = 1
 	stateNew     = 8
+	statusKnown  = 8 // IPS_CONFIRMED
 	statusDNAT   = 0x20
 	addrLocal    = 2 // RTN_LOCAL
 )
@@ -213,6 +216,17 @@ func PortOf(proto uint8) Field {
 // OriginalPort is described at Port. nft reads it only in rules for one protocol.
 func OriginalPort() Field {
 	return Field{"ct original proto-dst", InetService, func(r Reg) []Expr { return []Expr{CT{Key: ctProtoDst, Original: true, Dst: r}} }}
+}
+
+// ConnectionProtocol is the transport protocol of a packet's connection, and Direction which way
+// the packet goes in it. A message of ICMP about a connection is one of its packets.
+func ConnectionProtocol() Field {
+	return Field{"ct protocol", InetProto, func(r Reg) []Expr { return []Expr{CT{Key: ctProtocol, Dst: r}} }}
+}
+
+// Direction is described at ConnectionProtocol.
+func Direction() Field {
+	return Field{"ct direction", CTDir, func(r Reg) []Expr { return []Expr{CT{Key: ctDirection, Dst: r}} }}
 }
 
 // OneOf is a random number below n.

@@ -50,6 +50,7 @@ const (
 	IPv6Addr    Type = 8
 	InetProto   Type = 12
 	InetService Type = 13
+	CTDir       Type = 27 // original or reply
 )
 
 // AddrType returns the type of a family's addresses.
@@ -66,7 +67,7 @@ func (t Type) Len() int {
 	switch t {
 	case IPv6Addr:
 		return 16
-	case InetProto:
+	case InetProto, CTDir:
 		return 1
 	case InetService:
 		return 2
@@ -85,6 +86,8 @@ func (t Type) String() string {
 		return "inet_proto"
 	case InetService:
 		return "inet_service"
+	case CTDir:
+		return "ct_dir"
 	}
 	return "integer"
 }
@@ -105,6 +108,8 @@ type Set struct {
 	Verdicts bool
 	// Interval is set where elements are ranges.
 	Interval bool
+	// Counter is set where each element counts the packets that are found by it.
+	Counter bool
 	// Dynamic is set where rules add elements, each with a timeout of its own. Size is
 	// then how many there are at most.
 	Dynamic bool
@@ -255,6 +260,14 @@ func (k Key) Proto(n uint8) Key { return append(k, n, 0, 0, 0) }
 
 // Port appends a port.
 func (k Key) Port(p uint16) Key { return append(k, byte(p>>8), byte(p), 0, 0) }
+
+// Direction appends a direction of a connection's packets.
+func (k Key) Direction(reply bool) Key {
+	if reply {
+		return append(k, 1, 0, 0, 0)
+	}
+	return append(k, 0, 0, 0, 0)
+}
 
 // Integer appends a number.
 func (k Key) Integer(n uint32) Key { return binary.NativeEndian.AppendUint32(k, n) }

@@ -51,18 +51,23 @@ func (s *Set) text(elements []Element) string {
 	for _, e := range sorted {
 		texts = append(texts, s.ElementText(e))
 	}
-	sep := ",\n\t\t\t     "
-	if s.short() { // nft writes two on a line
-		for i := 0; i+1 < len(texts); i++ {
-			texts[i] += ", " + texts[i+1]
-			texts = slices.Delete(texts, i+1, i+2)
-		}
+	var lines []string
+	for line := range slices.Chunk(texts, s.perLine()) {
+		lines = append(lines, strings.Join(line, ", "))
 	}
-	return out + "\t\telements = { " + strings.Join(texts, sep) + " }\n\t}\n"
+	return out + "\t\telements = { " + strings.Join(lines, ",\n\t\t\t     ") + " }\n\t}\n"
 }
 
-// short tells whether nft writes two elements on a line.
-func (s *Set) short() bool { return !s.Map() && len(s.Key) == 1 }
+// perLine is how many elements nft writes on a line (calculate_delim in its expression.c).
+func (s *Set) perLine() int {
+	switch {
+	case s.Map() || len(s.Key) > 1:
+		return 1
+	case s.Key[0] == IPv4Addr || s.Key[0] == IPv6Addr:
+		return 2
+	}
+	return 5
+}
 
 func (s *Set) kind() string {
 	if s.Map() {
@@ -81,6 +86,9 @@ func (s *Set) declaration(sep string) string {
 		lines = append(lines, "flags interval")
 	case s.Dynamic:
 		lines = append(lines, "flags dynamic,timeout")
+	}
+	if s.Counter {
+		lines = append(lines, "counter")
 	}
 	if s.Comment != "" {
 		lines = append(lines, "comment "+strconv.Quote(s.Comment))
@@ -125,9 +133,12 @@ func typeofText(t Type) string {
 	return "numgen random mod 2"
 }
 
-// ElementText returns an element as nft writes it.
+// ElementText returns an element as nft writes it, if it counts as it does at first.
 func (s *Set) ElementText(e Element) string {
 	out := values(s.Key, e.Key, e.End)
+	if s.Counter {
+		out += " counter packets 0 bytes 0"
+	}
 	if e.Comment != "" {
 		out += " comment " + strconv.Quote(e.Comment)
 	}
@@ -167,6 +178,8 @@ func value(t Type, raw string) string {
 		return ProtocolName(raw[0])
 	case InetService:
 		return strconv.Itoa(int(raw[0])<<8 | int(raw[1]))
+	case CTDir:
+		return [...]string{"original", "reply"}[raw[0]&1]
 	}
 	return strconv.FormatUint(uint64(binary.NativeEndian.Uint32([]byte(raw))), 10)
 }
