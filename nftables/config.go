@@ -44,6 +44,8 @@ type Config struct {
 	// ServiceCIDRs are what cluster IPs are given out of, besides those that
 	// Desired.ServiceCIDRs has. What is sent to the rest of them is refused.
 	ServiceCIDRs []netip.Prefix
+	// Counting has the table count what Services carry, as NewTraffic says.
+	Counting bool
 	// Balancing is how endpoints of Services are chosen that do not say.
 	Balancing model.Balancing
 }

@@ -174,6 +174,15 @@ func (r renderer) port(p *model.ServicePort, slots placed, has func(place) bool)
 	return w.out
 }
 
+// state renders what there is of one port, with what counts it.
+func (r renderer) state(st *portState) []entry {
+	out := r.port(st.port, st.slots, st.has)
+	if st.counted {
+		out = append(out, countingEntries(st.port, st.has)...)
+	}
+	return out
+}
+
 // portWriter is the work on one port.
 type portWriter struct {
 	renderer
@@ -336,7 +345,7 @@ func (w *portWriter) loops() {
 	}
 }
 
-// ofNode renders what the node itself is in.
+// ofNode renders what the node itself is in, and what is there whatever Services there are.
 func (r renderer) ofNode() []entry {
 	out := append(ranges(podCIDRs, r.node.podCIDRs), ranges(serviceCIDRs, r.node.serviceCIDRs)...)
 	if !r.node.nodePorts.All {
@@ -344,5 +353,5 @@ func (r renderer) ofNode() []entry {
 			out = append(out, entry{nodePortIPs, table.Element{Key: string(table.Key(nil).Addr(a))}})
 		}
 	}
-	return out
+	return append(out, r.countingOthers()...)
 }

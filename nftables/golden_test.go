@@ -16,6 +16,7 @@ import (
 	"fairlead/nftables/fake"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
+	"fairlead/proxier/traffic"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -53,9 +54,21 @@ func (g golden) tell(m *Mode, f model.Family) {
 		h.Masqueraded = prefixes(h.Masqueraded)
 		m.SetHostPorts(nil, []HostPort{h})
 	}
+	if m.render.Counting {
+		NewTraffic(m, rosterOf("shop/web", 9), nil)
+	}
 	if g.pods != nil {
 		m.SetPodMasquerade(PodMasquerade{prefixes(g.pods.Pods), prefixes(g.pods.Exempt)})
 	}
+}
+
+// rosterOf returns a roster of a Service or a namespace.
+func rosterOf(selected string, limit int) *traffic.Roster {
+	s, err := traffic.ParseSelection([]string{selected})
+	if err != nil {
+		panic(err)
+	}
+	return traffic.NewRoster(s, limit)
 }
 
 // six is an address of IPv4 as one of IPv6.
@@ -160,6 +173,8 @@ func goldens() []golden {
 			ports: []*model.ServicePort{with(web, external, externalLocal)}},
 		{name: "node-port-addresses", node: func(n *proxier.NodeState) { n.NodePorts = proxier.NodePorts{Addrs: n.Addrs[1:]} },
 			ports: []*model.ServicePort{with(web, external)}},
+		{name: "counting", config: func(c *Config) { c.Counting = true },
+			ports: []*model.ServicePort{with(web, external), port(tcp("other"), "10.96.0.11", 80, "10.244.1.7:80")}},
 		{name: "host-ports", config: func(c *Config) { c.LocalhostHostPorts = true }, hostPorts: hostPortsOfPods(), pods: &PodMasquerade{}},
 		{name: "pod-masquerade", config: func(c *Config) { c.KeepSourcePorts = true }, pods: &PodMasquerade{
 			Pods:   []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")},

@@ -179,6 +179,8 @@ func TestKernelFakeDoesTheSame(t *testing.T) {
 	data := &table.Set{Name: "m", Key: []table.Type{table.InetProto, table.InetService}, Data: []table.Type{table.IPv4Addr, table.InetService}}
 	ranges := &table.Set{Name: "r", Key: []table.Type{table.IPv4Addr, table.InetProto}, Interval: true}
 	single := &table.Set{Name: "c", Key: []table.Type{table.IPv4Addr}, Interval: true}
+	counting := &table.Set{Name: "n", Key: []table.Type{table.InetProto, table.CTDir}, Counter: true}
+	counted := table.Element{Key: string(table.Key(nil).Proto(6).Direction(true)), Comment: "shop/web"}
 	key := func(last byte) string { return string(table.Key(nil).Addr(netip.AddrFrom4([4]byte{10, 0, 0, last}))) }
 	wide := func(from, to byte) table.Element {
 		return table.Element{Key: key(from) + "\x06\x00\x00\x00", End: key(to) + "\x06\x00\x00\x00"}
@@ -208,6 +210,9 @@ func TestKernelFakeDoesTheSame(t *testing.T) {
 		{add(single, table.Element{Key: key(0), End: key(15)})},
 		{add(single, table.Element{Key: key(16), End: key(255)})},
 		{del(single, table.Element{Key: key(0), End: key(15)})},
+		{table.AddSet{Set: counting}, add(counting, counted)},
+		{del(counting, counted), add(counting, table.Element{Key: counted.Key, Comment: "shop/db"})},
+		{add(counting, counted)},
 		{table.AddChain{Chain: chain}, table.SetRules{Chain: "c", Rules: []table.Rule{in}}},
 		{table.DeleteSet{Name: "s"}},
 		{table.SetRules{Chain: "c", Rules: []table.Rule{table.On(table.IPv4).New().Goto("nowhere")}}},
@@ -231,7 +236,7 @@ func TestKernelFakeDoesTheSame(t *testing.T) {
 			if x == nil {
 				continue
 			}
-			for _, s := range []*table.Set{set, data, ranges, single} {
+			for _, s := range []*table.Set{set, data, ranges, single, counting} {
 				if x.Sets[s.Name] == "" {
 					continue
 				}
@@ -316,8 +321,8 @@ func TestKernelHeals(t *testing.T) {
 func TestKernelProbe(t *testing.T) {
 	inNamespace(t, func() {
 		for _, f := range model.Families() {
-			err := Probe(f, func(fam table.Family, name string) (Kernel, error) { return nfnetlink.New(fam, name) })
-			if err != nil {
+			open := func(fam table.Family, name string) (Kernel, error) { return nfnetlink.New(fam, name) }
+			if err := errors.Join(Probe(f, open), ProbeCounting(f, open)); err != nil {
 				t.Error(err)
 			}
 		}

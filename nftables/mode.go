@@ -27,6 +27,7 @@ import (
 	"fairlead/nftables/table"
 	"fairlead/proxier"
 	"fairlead/proxier/model"
+	"fairlead/proxier/traffic"
 )
 
 // Kernel is the table in the kernel.
@@ -86,6 +87,10 @@ type Mode struct {
 	// refusedUnits has the like of what there is besides Services.
 	refusedUnits map[unit]error
 	adopted      []netip.AddrPort
+	// roster says which ports are counted by themselves, nil where none is. recounted is set
+	// while it has not been told which places these have now.
+	roster    *traffic.Roster
+	recounted bool
 }
 
 // portState is what there is of a port.
@@ -94,6 +99,8 @@ type portState struct {
 	slots placed
 	// lost are the places that others have.
 	lost []place
+	// counted is set where the port is counted by itself.
+	counted bool
 }
 
 func (p *portState) has(pl place) bool { return !slices.Contains(p.lost, pl) }
@@ -121,7 +128,7 @@ func New(cfg Config, k Kernel, w Watcher, metrics *Metrics) *Mode {
 func (m *Mode) reset() {
 	m.ledger, m.use, m.shared, m.later = ledger{}, newUsage(), map[id]int{}, map[id]entry{}
 	m.ports, m.ofNode, m.units = map[model.ServicePortName]*portState{}, nil, map[unit][]entry{}
-	m.known, m.drawn = false, nil
+	m.known, m.drawn, m.recounted = false, nil, true
 }
 
 // AdoptedUDP returns where clients could send UDP to by the table that the first Sync
@@ -145,6 +152,9 @@ func (m *Mode) sync(ctx context.Context, d proxier.Desired) (_ proxier.Report, f
 	suspect := d.Verify && (m.watcher == nil || m.watcher.Take())
 	node := m.nodeView(d.Node, d.ServiceCIDRs)
 	w := &writing{Mode: m, d: d, next: renderer{m.render.Config, node}, report: &out}
+	if m.roster != nil {
+		w.moved = m.roster.Update(d)
+	}
 	var err error
 	if m.known && !suspect && !(m.withheld && d.Prune) {
 		err = w.change()
@@ -184,7 +194,7 @@ func (m *Mode) finish(out proxier.Report, err error) (proxier.Report, error) {
 		m.started, m.deep = true, false
 		err = m.forgetClients()
 	}
-	out.Unsettled = m.use.unused() + len(m.later)
+	out.Unsettled = m.use.unused() + len(m.later) + m.surplus()
 	for _, name := range slices.SortedFunc(maps.Keys(m.refused), model.ServicePortName.Compare) {
 		out.Refused = append(out.Refused, fmt.Sprintf("%s: %v", name, m.refused[name].err))
 	}

@@ -174,6 +174,23 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// TestProbeCounting: a kernel without sets that count has all else.
+func TestProbeCounting(t *testing.T) {
+	open := func(table.Family, string) (Kernel, error) {
+		return lacking{lack: func(s table.Step) bool {
+			add, ok := s.(table.AddSet)
+			return ok && add.Counter
+		}}, nil
+	}
+	const want = "counting what Services carry needs sets that the kernel does not have: traffic "
+	if err := ProbeCounting(model.IPv4, open); err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("ProbeCounting() = %v, want %q", err, want)
+	}
+	if err := Probe(model.IPv4, open); err != nil {
+		t.Error(err)
+	}
+}
+
 // lacking is a kernel that does not take some steps.
 type lacking struct {
 	Kernel

@@ -108,6 +108,14 @@ func (m *Mode) outline(d *drawing) (first, last []table.Step) {
 	return append(first, rules...), last
 }
 
+// surplus counts the sets and chains that there are and are not to be.
+func (m *Mode) surplus() int {
+	if !m.known || m.state == nil || m.drawn == nil {
+		return 0
+	}
+	return len(m.state.Sets) + len(m.state.Chains) - len(m.drawn.table.Sets) - len(m.drawn.table.Chains)
+}
+
 // tidy removes sets and chains that nothing uses any more.
 func (w *writing) tidy() error {
 	if w.use.unused() == 0 && len(w.state.Sets) == len(w.drawn.table.Sets) && len(w.state.Chains) == len(w.drawn.table.Chains) {

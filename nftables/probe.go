@@ -21,7 +21,16 @@ const probeName = "fairlead-probe"
 // Probe finds out, by trying, whether the kernel can do in a family all that the mode
 // needs. The error says what it cannot. Nothing stays, and no packet meets what is tried.
 func Probe(f model.Family, open func(table.Family, string) (Kernel, error)) error {
-	cfg := Config{Family: f, PodInterface: "cni0"}
+	return probe("nftables mode", Config{Family: f, PodInterface: "cni0"}, open)
+}
+
+// ProbeCounting finds out whether the kernel can do what Config.Counting needs besides.
+func ProbeCounting(f model.Family, open func(table.Family, string) (Kernel, error)) error {
+	return probe("counting what Services carry", Config{Family: f, PodInterface: "cni0", Counting: true}, open)
+}
+
+// probe tries the table of a configuration.
+func probe(what string, cfg Config, open func(table.Family, string) (Kernel, error)) error {
 	k, err := open(cfg.table(), probeName)
 	if err != nil {
 		return err
@@ -45,23 +54,23 @@ func Probe(f model.Family, open func(table.Family, string) (Kernel, error)) erro
 	}
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EPERM) {
 		if e := k.Apply(tryOut(nil, nil)); e != nil {
-			return fmt.Errorf("nftables mode needs nf_tables in the kernel (CONFIG_NF_TABLES): %w", e)
+			return fmt.Errorf("%s needs nf_tables in the kernel (CONFIG_NF_TABLES): %w", what, e)
 		}
 	}
 	for _, s := range whole.Sets {
 		if e := k.Apply(tryOut([]*table.Set{s}, nil)); e != nil {
-			return fmt.Errorf("nftables mode needs sets that the kernel does not have: %s %s: %w", s.Name, s.Properties(), e)
+			return fmt.Errorf("%s needs sets that the kernel does not have: %s %s: %w", what, s.Name, s.Properties(), e)
 		}
 	}
 	for _, c := range whole.Chains {
 		for _, r := range c.Rules {
 			alone := []*table.Chain{{Name: c.Name, Hook: c.Hook, Type: c.Type, Priority: c.Priority, Rules: []table.Rule{withoutChain(r)}}}
 			if e := k.Apply(tryOut(whole.Sets, alone)); e != nil {
-				return fmt.Errorf("nftables mode needs a rule that the kernel does not take: %q in a chain of %q: %w", r.Text, c.Properties(), e)
+				return fmt.Errorf("%s needs a rule that the kernel does not take: %q in a chain of %q: %w", what, r.Text, c.Properties(), e)
 			}
 		}
 	}
-	return fmt.Errorf("nftables mode needs a table that the kernel does not take: %w", err)
+	return fmt.Errorf("%s needs a table that the kernel does not take: %w", what, err)
 }
 
 // withoutChain is a rule that leads nowhere.

@@ -299,7 +299,7 @@ func (w *writing) compareAll(actual found, had map[model.ServicePortName]*portSt
 				slots = st.slots
 			}
 			dl := delta{name: p.Name, state: w.place(p, slots)}
-			_, dl.add = w.compare(nil, w.next.port(p, dl.state.slots, dl.state.has))
+			_, dl.add = w.compare(nil, w.next.state(dl.state))
 			if w.except(&dl, actual); !yield(dl) {
 				return
 			}

@@ -31,6 +31,8 @@ type agent struct {
 	kernel *fake.Kernel
 	watch  *suspicion
 	where  proxier.NodeState
+	// traffic is nil where nothing is counted.
+	traffic *Traffic
 }
 
 func newAgent(t *testing.T, cfg Config, k *fake.Kernel) *agent {

@@ -61,7 +61,7 @@ const maxClients = 1 << 16
 func seldom(set string) bool {
 	switch set {
 	case externalIPs, internalLocal, externalLocal, externalLocalNP, restricted, sourceRanges, masquerade, masqueradeNP,
-		affinityTargets, affinityTargetsNP:
+		affinityTargets, affinityTargetsNP, countPacketsNP, countConnectionsNP:
 		return true
 	}
 	return false
@@ -78,16 +78,20 @@ func (c Config) fixedSets(use usage) []*table.Set {
 func (u usage) has(set string) bool {
 	switch set {
 	case restricted, sourceRanges: // one rule looks into both
-		_, a := u.seldom[restricted]
-		_, b := u.seldom[sourceRanges]
-		return a || b
+		return u.counts(restricted, sourceRanges)
+	case countPacketsNP, countConnectionsNP: // one leads to the other
+		return u.counts(countPacketsNP, countConnectionsNP)
 	case affinityTargets:
 		return u.remembers(affinity)
 	case affinityTargetsNP:
 		return u.remembers(affinityNP)
 	}
-	_, ok := u.seldom[set]
-	return ok
+	return u.counts(set)
+}
+
+// counts tells whether one of some sets has been in use.
+func (u usage) counts(sets ...string) bool {
+	return slices.ContainsFunc(sets, func(s string) bool { _, ok := u.seldom[s]; return ok })
 }
 
 // remembers tells whether there is the map of clients, which goes with what leads to it.
@@ -148,7 +152,7 @@ func (c Config) allSets() []*table.Set {
 			out = append(out, leads(set(endpointsName(f, p), endpointsComment(p), c.destination(f, table.Integer)...)))
 		}
 	}
-	return append(out, c.annexSets()...)
+	return slices.Concat(out, c.annexSets(), c.countingSets())
 }
 
 func affinityName(f front) string { return [...]string{affinity, affinityNP}[f] }

@@ -51,6 +51,7 @@ func (c Config) skeleton(node nodeView, use usage) *table.Table {
 	s.filter()
 	s.sources()
 	s.annexChains()
+	s.countingChains()
 	return s.table
 }
 

@@ -70,6 +70,7 @@ func newWalk(t *testing.T, seed uint64) *walk {
 	w := &walk{t: t, rng: rand.New(rand.NewPCG(seed, 0)), snap: model.NewSnapshot(), changed: map[model.ServicePortName]bool{}, faulty: true, ports: map[place]HostPort{}}
 	w.cfg = config(model.Families()[seed%2])
 	w.cfg.MasqueradeNeighbours = seed%4 < 2
+	w.cfg.Counting = seed%8 > 3
 	if seed%3 == 0 {
 		w.cfg.PodCIDRs = nil
 	}
@@ -81,7 +82,15 @@ func newWalk(t *testing.T, seed uint64) *walk {
 		return nil, false
 	}}
 	w.agent = newAgent(t, w.cfg, w.kernel)
+	w.count()
 	return w
+}
+
+// count has a new agent count up to two ports by themselves, of as many as there may be.
+func (w *walk) count() {
+	if w.cfg.Counting {
+		w.agent.traffic = NewTraffic(w.agent.Mode, rosterOf("*", 2), func() (Counters, error) { return w.kernel, nil })
+	}
 }
 
 func (w *walk) next() {
@@ -110,6 +119,7 @@ func (w *walk) next() {
 		w.t.Fatalf("step %d: refused %v", w.step, r.Refused)
 	}
 	w.check(d)
+	w.checkCounted(d)
 	clear(w.changed)
 	if w.rng.IntN(8) == 0 {
 		w.settle()
@@ -152,6 +162,36 @@ func (w *walk) check(d proxier.Desired) {
 	}
 }
 
+// checkCounted follows a Sync that succeeded, and holds it to counting the ports on the
+// roster at their places, unless others have just changed the table, and no other port.
+func (w *walk) checkCounted(d proxier.Desired) {
+	w.t.Helper()
+	if !w.cfg.Counting {
+		return
+	}
+	if err := w.agent.traffic.Follow(context.Background(), d); err != nil {
+		w.t.Fatal(err)
+	}
+	t := w.kernel.Table()
+	if w.agent.watch.suspect || t == nil {
+		return
+	}
+	have := map[string]string{}
+	for _, set := range []string{countConnections, countConnectionsNP} {
+		for _, e := range t.Elements[set] {
+			have[e.Key] = e.Comment
+		}
+	}
+	for pl, name := range w.agent.traffic.places {
+		if got := have[string(pl.key())]; got != name.String() || !w.agent.roster.Has(name) {
+			w.t.Errorf("step %d: %s is counted for %q, want %s", w.step, pl, got, name)
+		}
+	}
+	if len(have) > len(w.agent.traffic.places) && d.Prune && d.Verify {
+		w.t.Errorf("step %d: counted are %v, want %v", w.step, have, w.agent.traffic.places)
+	}
+}
+
 // settle ends all failures, and compares with what a new agent makes.
 func (w *walk) settle() {
 	w.t.Helper()
@@ -171,6 +211,7 @@ func (w *walk) settle() {
 	fresh := &fake.Kernel{}
 	full := newAgent(w.t, w.cfg, fresh)
 	full.where = w.agent.where
+	full.roster = w.agent.roster // who is on it hangs on who was before
 	w.tell(full)
 	var ports []*model.ServicePort
 	for p := range w.snap.All() {
@@ -187,6 +228,7 @@ func (w *walk) restart() {
 	where := w.agent.where
 	w.agent = newAgent(w.t, w.cfg, w.kernel)
 	w.agent.where = where
+	w.count()
 	w.tell(w.agent)
 	clear(w.changed)
 	for p := range w.snap.All() {

@@ -34,6 +34,8 @@ type writing struct {
 	baseless bool
 	// atOnce is set where all is to be one transaction.
 	atOnce bool
+	// moved are the ports that are counted by themselves now, or are not any more.
+	moved []model.ServicePortName
 }
 
 // delta is what changes for one port, or for one unit of what there is besides Services.
@@ -53,7 +55,7 @@ func (d delta) whole() bool { return d.name != (model.ServicePortName{}) || d.un
 // change writes what has changed since the last Sync.
 func (w *writing) change() error {
 	names := map[model.ServicePortName]bool{}
-	for _, name := range w.d.Changed {
+	for _, name := range slices.Concat(w.d.Changed, w.moved) {
 		names[name] = true
 	}
 	for name, r := range w.refused {
@@ -120,7 +122,7 @@ func (w *writing) delta(name model.ServicePortName) delta {
 	out := delta{name: name}
 	var was, is []entry
 	if old != nil {
-		was = w.render.port(old.port, old.slots, old.has)
+		was = w.render.state(old)
 	}
 	if now != nil {
 		var slots placed
@@ -128,7 +130,7 @@ func (w *writing) delta(name model.ServicePortName) delta {
 			slots = old.slots
 		}
 		out.state = w.place(now, slots)
-		is = w.next.port(now, out.state.slots, out.state.has)
+		is = w.next.state(out.state)
 	}
 	out.dels, out.add = w.compare(was, is)
 	return out
@@ -136,7 +138,7 @@ func (w *writing) delta(name model.ServicePortName) delta {
 
 // place gives a port's endpoints their slots, and notes which places it has.
 func (w *writing) place(p *model.ServicePort, had placed) *portState {
-	st := &portState{port: p}
+	st := &portState{port: p, counted: w.next.Counting && w.roster != nil && w.roster.Has(p.Name)}
 	for i, eps := range [][]model.Endpoint{p.Endpoints, p.LocalEndpoints} {
 		if w.next.balancing(p) != model.Random {
 			st.slots[i] = maglev(addrPorts(eps))
@@ -347,6 +349,7 @@ func (w *writing) written(deltas []delta, n int) {
 				w.forget = true
 			}
 		}
+		w.recounted = w.recounted || slices.ContainsFunc(dl.dels, entry.counts) || slices.ContainsFunc(dl.add, entry.counts)
 		if dl.unit != (unit{}) {
 			delete(w.refusedUnits, dl.unit)
 			delete(w.annex.touched, dl.unit)

@@ -93,7 +93,7 @@ var rules = []rule{
 	{name: "IPVS mode stands on its parts, the brain, the engine and nat",
 		in: []string{"ipvs"}, ours: []string{"ipvs/...", "iptables/dispatch", "iptables/idiom", "iptables/ruleset", "nat", "nat/ipset", "proxier", "proxier/model", "proxier/traffic"}},
 	{name: "nftables mode stands on its words, the brain and the model",
-		in: []string{"nftables"}, ours: []string{"nftables/table", "proxier", "proxier/model"}},
+		in: []string{"nftables"}, ours: []string{"nftables/table", "proxier", "proxier/model", "proxier/traffic"}},
 	{name: "nftables/table has words of its own, and needs nothing",
 		in: []string{"nftables/table"}, ours: []string{}, deny: []string{"x.y/..."}},
 	{name: "nftables/nfnetlink and its fake know tables by their words, and nothing else of ours",

@@ -29,6 +29,8 @@ type Kernel struct {
 	Last    []table.Step
 	// Reads counts what was read.
 	Reads int
+	// Count, unless nil, tells what an element of a set that counts has counted.
+	Count func(set string, e table.Element) (packets, bytes uint64)
 
 	t *content
 }
@@ -86,6 +88,21 @@ func (k *Kernel) Elements(s *table.Set, yield func(table.Element)) error {
 	}
 	return nil
 }
+
+// Counts is as a mode's Counters have it.
+func (k *Kernel) Counts(s *table.Set, yield func(e table.Element, packets, bytes uint64)) error {
+	return k.Elements(s, func(e table.Element) {
+		if k.Count == nil {
+			yield(e, 0, 0)
+			return
+		}
+		packets, bytes := k.Count(s.Name, e)
+		yield(e, packets, bytes)
+	})
+}
+
+// Close is as a mode's Counters have it.
+func (k *Kernel) Close() error { return nil }
 
 // Get is as a mode's Kernel has it.
 func (k *Kernel) Get(s *table.Set, keys []string, yield func(table.Element)) error {
