@@ -27,7 +27,7 @@ TEST_UML += || true; $(BIN)/uml go-test -json -timeout 20m -run $(MODES) ./e2e -
 # End to end in nftables mode, too, beside the nft variant, but for tests of one mode and
 # those in which the mode has no part. (Of patterns to skip the first one that matches a
 # part of the name decides.)
-NFTABLES := -run '^TestKernel' -skip '^TestKernel(Affinity.*|Compact|OneFamily|NoIptables|HealthLate|StopDuringSync|KilledDuringSync|IPVS.*|KubeProxy|ServiceMetrics|Nftables.*|ModeSwitch.*|StopWithoutAPIServer|StartupTaint|Permissions|OOMScore|Readme.*|BadManifests|HealthCheckPortTaken)$$|/^legacy$$|//^legacy$$'
+NFTABLES := -run '^TestKernel' -skip '^TestKernel(Affinity.*|Compact|OneFamily|NoIptables|HealthLate|StopDuringSync|KilledDuringSync|IPVS.*|KubeProxy|Nftables.*|ModeSwitch.*|StopWithoutAPIServer|StartupTaint|Permissions|OOMScore|Readme.*|BadManifests|HealthCheckPortTaken)$$|/^legacy$$|//^legacy$$'
 
 .PHONY: help
 help: ## List the targets

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -154,7 +155,11 @@ func checkServiceMetrics(t *testing.T, l *lab.Lab, v lab.Variant, args ...string
 	connect(10, "udp")
 	check(0, 5, 0)
 	a.stop()
-	if *proxyMode != "iptables" {
+	switch *proxyMode {
+	case "nftables":
+		checkCountingSets(ctx, t, node, v, dir)
+		fallthrough
+	case "ipvs":
 		return
 	}
 	text := save(ctx, t, node, v)
@@ -175,13 +180,43 @@ func checkServiceMetrics(t *testing.T, l *lab.Lab, v lab.Variant, args ...string
 	}
 }
 
+// checkCountingSets: what counts a Service is named by it, and goes with the flag.
+func checkCountingSets(ctx context.Context, t *testing.T, node *lab.Node, v lab.Variant, dir *directory) {
+	t.Helper()
+	list := func() (text string) {
+		t.Helper()
+		for _, f := range []string{"ip", "ip6"} {
+			out, err := node.Run(ctx, "nft", "list", "table", f, "fairlead")
+			if err != nil {
+				t.Fatal(err)
+			}
+			text += out
+		}
+		return text
+	}
+	own := regexp.MustCompile(`tcp \. \d+ \. (original|reply) counter packets [1-9]\d* bytes \d+ comment "default/web:http"`)
+	if text := list(); len(own.FindAllString(text, -1)) != 4 || regexp.MustCompile(`counter packets \d+ bytes \d+ comment "default/other`).MatchString(text) {
+		t.Errorf("of two Services one is to be counted by itself, both ways, in both families:\n%s", text)
+	}
+	a := startAgent(ctx, t, node, v, "--manifests", dir.path)
+	a.waitSynced(ctx, 0)
+	for strings.Contains(list(), "traffic") {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("without the flag there is:\n%s", list())
+		}
+	}
+	a.stop()
+}
+
 // checkServiceBytes: a connection has three packets at least to the Service, and two back.
 func checkServiceBytes(ctx context.Context, t *testing.T, a *agent) {
 	t.Helper()
 	want := map[string]bounds{}
 	for _, f := range families() {
 		least := map[string]float64{"in": 3}
-		if *proxyMode == "ipvs" {
+		if *proxyMode != "iptables" {
 			least["out"] = 2
 		}
 		for direction, packets := range least {

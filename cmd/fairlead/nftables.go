@@ -41,11 +41,14 @@ type nftablesBackend struct {
 	// device counts the families that may have left something on IPVS mode's.
 	device  atomic.Int32
 	metrics *nftables.Metrics
+	// counting is set where the tables count what Services carry.
+	counting bool
 }
 
 // newNftablesBackend finds out whether this node can have nftables mode.
 func newNftablesBackend(ctx context.Context, cfg *agentConfig, node *nodeKernel, settings *sysctl.Settings, reg prometheus.Registerer) (*nftablesBackend, error) {
-	b := &nftablesBackend{cfg: cfg, node: node, settings: settings, kernels: map[model.Family]*nfnetlink.Kernel{}}
+	b := &nftablesBackend{cfg: cfg, node: node, settings: settings, kernels: map[model.Family]*nfnetlink.Kernel{}, counting: !cfg.counted.Empty()}
+	open := func(t table.Family, name string) (nftables.Kernel, error) { return nfnetlink.New(t, name) }
 	b.device.Store(int32(len(node.families)))
 	var all []*nfnetlink.Kernel
 	for _, f := range node.families {
@@ -53,8 +56,14 @@ func newNftablesBackend(ctx context.Context, cfg *agentConfig, node *nodeKernel,
 		if err != nil {
 			return nil, err
 		}
-		if err := nftables.Probe(f, func(t table.Family, name string) (nftables.Kernel, error) { return nfnetlink.New(t, name) }); err != nil {
+		if err := nftables.Probe(f, open); err != nil {
 			return nil, err
+		}
+		if b.counting {
+			err := nftables.ProbeCounting(f, open)
+			if b.counting = err == nil; err != nil {
+				klog.FromContext(ctx).Error(err, "Nothing is counted for Services, --service-metrics has no effect")
+			}
 		}
 		b.kernels[f] = k
 		all = append(all, k)
@@ -118,6 +127,7 @@ func (b *nftablesBackend) family(ctx context.Context, f model.Family) (served, e
 		KeepSourcePorts:      !cfg.PodMasquerade.RandomFully,
 		ServiceCIDRs:         ofFamily(cfg.policy.ServiceCIDRs, f),
 		Balancing:            cfg.balancing,
+		Counting:             b.counting,
 	}
 	w := &tableWatcher{watcher: blind{}}
 	out := served{watcher: w}
@@ -131,6 +141,10 @@ func (b *nftablesBackend) family(ctx context.Context, f model.Family) (served, e
 	}
 	mode := &nftablesMode{Mode: nftables.New(rules, b.kernels[f], suspect, b.metrics)}
 	out.mode, out.adopters, out.annex = mode, []adopter{mode}, mode.Mode
+	if b.counting {
+		out.roster = cfg.roster()
+		out.counters = nftables.NewTraffic(mode.Mode, out.roster, func() (nftables.Counters, error) { return nfnetlink.New(tableFamily(f), nftables.TableName) })
+	}
 	if _, ok := node.commands[f]; ok {
 		out.engine = node.engine(f, cfg.contributions(ctx, f, node, formerModes(f))...)
 		out.engine.Stage(nat.Chains(cfg.NFTables.MasqueradeBit, ""))

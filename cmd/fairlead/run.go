@@ -85,7 +85,7 @@ func run(ctx context.Context, cfg *agentConfig, line *config.CommandLine) error 
 	}
 	a := &assembly{
 		cfg: cfg, node: node, mode: mode, settings: settings, state: state, metrics: metrics, tracker: tracker, beside: beside, small: small,
-		carried: newTraffic(ctx, cfg, node, mode.name(), reg), flowMetrics: conntrack.NewMetrics(reg, node.families),
+		carried: newTraffic(ctx, cfg, node, mode, reg), flowMetrics: conntrack.NewMetrics(reg, node.families),
 	}
 	a.warner, _ = src.(proxier.Warner) // as apiserver's is; a directory has nowhere to write Events
 	g.Go(func() error { a.carried.run(ctx, state.Ready()); return nil })

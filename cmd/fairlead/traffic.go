@@ -29,17 +29,13 @@ type trafficMetrics struct {
 }
 
 // newTraffic returns what tells of the Services that were selected.
-func newTraffic(ctx context.Context, cfg *agentConfig, node *nodeKernel, mode string, reg prometheus.Registerer) trafficMetrics {
-	if cfg.counted.Empty() {
-		return trafficMetrics{}
-	}
-	if mode == nftablesName {
-		klog.FromContext(ctx).Info("Nothing is counted for Services in nftables mode, --service-metrics has no effect")
+func newTraffic(ctx context.Context, cfg *agentConfig, node *nodeKernel, mode backend, reg prometheus.Registerer) trafficMetrics {
+	if tables, ok := mode.(*nftablesBackend); cfg.counted.Empty() || ok && !tables.counting {
 		return trafficMetrics{}
 	}
 	var directions []string
 	switch {
-	case mode == ipvsName:
+	case mode.name() != iptablesName:
 		directions = []string{"in", "out"}
 	case len(node.sets) == len(node.families):
 		directions = []string{"in"}
