@@ -81,6 +81,7 @@ e2e-cluster: image tools uml ## Run the DaemonSet in a cluster of two nodes (roo
 	go test -tags e2ecluster -count 1 -v -timeout 40m ./e2e/realcluster $(if $(CLUSTER),-args $(CLUSTER))
 	go test -count 1 -run '^TestKernelKubeProxy$$/tables' ./e2e
 	$(BIN)/uml go-test -run '^TestKernelKubeProxy$$/ipvs' ./e2e
+	$(BIN)/uml go-test -v -run '^TestKernelIPVSTransitions$$' ./e2e -args -transition=60s
 
 .PHONY: test-uml
 test-uml: uml ## Run the tests that need a kernel with IPVS, in one (root)

@@ -103,12 +103,21 @@ type crowd struct {
 // startCrowd starts clients that send requests from a pod and from the node, in
 // both families. Each waits for an answer for so long, 0 for the time that a Probe waits.
 func startCrowd(ctx context.Context, from []*lab.NS, clients int, patience time.Duration) *crowd {
-	c := &crowd{turns: make([]int, clients)}
-	c.turned = sync.NewCond(&c.mu)
-	context.AfterFunc(ctx, c.end) // of a test that has failed
+	var probes []lab.Probe
 	for i := range clients {
 		p := webProbe(from[i%len(from)], families()[i/len(from)%2], "tcp")
 		p.Timeout = patience
+		probes = append(probes, p)
+	}
+	return startRequests(ctx, probes...)
+}
+
+// startRequests starts a client for each probe, which sends one request after the other.
+func startRequests(ctx context.Context, probes ...lab.Probe) *crowd {
+	c := &crowd{turns: make([]int, len(probes))}
+	c.turned = sync.NewCond(&c.mu)
+	context.AfterFunc(ctx, c.end) // of a test that has failed
+	for i, p := range probes {
 		c.wg.Go(func() {
 			for c.count(i, p, p.Once(ctx)) {
 			}

@@ -30,20 +30,30 @@ type talks struct {
 // families, and has them exchange a line every 20 ms.
 func talk(ctx context.Context, t *testing.T, each int, clients ...*lab.NS) *talks {
 	t.Helper()
-	c := &talks{failed: map[int]lab.Result{}}
+	var probes []lab.Probe
 	for _, from := range clients {
 		for _, f := range families() {
 			for range each {
 				p := webProbe(from, f, "tcp")
 				p.Timeout = patience
-				h, err := p.Hold(ctx)
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(h.Close)
-				c.held = append(c.held, h)
+				probes = append(probes, p)
 			}
 		}
+	}
+	return talkTo(ctx, t, probes...)
+}
+
+// talkTo opens a connection for each probe, and has them exchange a line every 20 ms.
+func talkTo(ctx context.Context, t *testing.T, probes ...lab.Probe) *talks {
+	t.Helper()
+	c := &talks{failed: map[int]lab.Result{}}
+	for _, p := range probes {
+		h, err := p.Hold(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(h.Close)
+		c.held = append(c.held, h)
 	}
 	c.turns = make([]int, len(c.held))
 	ctx, c.stop = context.WithCancel(ctx)

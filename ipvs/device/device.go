@@ -23,7 +23,8 @@ import (
 // Name is the device's name, in kube-proxy too.
 const Name = "kube-ipvs0"
 
-// patience is how long, about, a list is tried that others interrupt.
+// patience is how long, about, a list is tried that others interrupt, and the kernel may
+// do nothing about the routes of addresses.
 const patience = 2 * time.Second
 
 // ErrAnotherKind is why a device cannot be used that has the right name.
@@ -151,8 +152,7 @@ func (d *Device) list(link netlink.Link) ([]netlink.Addr, error) {
 // Add adds addresses, which may be there, many in one message: after each message the
 // kernel looks through all addresses there are for those that expire
 // (check_lifetime in net/ipv4/devinet.c). It goes on after one that the kernel refuses.
-// One of IPv6 is local a moment later: the kernel adds its route by and by, without
-// duplicate address detection, too (addrconf_dad_start in net/ipv6/addrconf.c).
+// Once it returns, packets to them come to the node.
 func (d *Device) Add(addrs ...netip.Addr) error {
 	if len(addrs) == 0 {
 		return nil
@@ -174,6 +174,9 @@ func (d *Device) Add(addrs ...netip.Addr) error {
 			}
 		}
 		gone, err := d.add(addrs, refused)
+		if len(gone) == 0 && err == nil {
+			return d.awaitLocal(addrs)
+		}
 		if len(gone) == 0 || err != nil || again {
 			return errors.Join(append(gone, err)...)
 		}
@@ -199,6 +202,63 @@ func (d *Device) add(addrs []netip.Addr, refused func(netip.Addr, error) error) 
 		}
 	})
 	return gone, errors.Join(append(errs, err)...)
+}
+
+// awaitLocal waits until the routes of addresses of IPv6 are there, which the kernel adds
+// by and by, without duplicate address detection, too (addrconf_dad_start in
+// net/ipv6/addrconf.c). A packet that came before would be sent on, and conntrack remember
+// it as one that nobody translates: no other one of that connection would come to IPVS and
+// back.
+func (d *Device) awaitLocal(addrs []netip.Addr) error {
+	if d.family != unix.AF_INET6 {
+		return nil
+	}
+	const first = time.Millisecond / 4
+	for pause := first; ; pause *= 2 {
+		left, err := d.notLocal(addrs)
+		if err != nil {
+			return fmt.Errorf("look for routes of addresses of device %s: %w", d.name, err)
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		if len(left) < len(addrs) {
+			pause = first
+		}
+		if addrs = left; pause > patience {
+			return fmt.Errorf("address %s is on device %s, and has no route: is it removed by others?", addrs[0], d.name)
+		}
+		time.Sleep(pause)
+	}
+}
+
+// notLocal returns the addresses that packets do not come to. To look at all routes takes
+// a time that grows with their number, to ask for one always the same.
+func (d *Device) notLocal(addrs []netip.Addr) (left []netip.Addr, err error) {
+	const few = 100
+	local := func(a netip.Addr) bool {
+		routes, err := d.netlink.RouteGet(a.AsSlice())
+		return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
+	}
+	if len(addrs) > few {
+		routes, err := d.netlink.RouteListFiltered(d.family, &netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: d.index}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, err
+		}
+		there := map[netip.Addr]bool{}
+		for _, r := range routes {
+			if a, ok := netip.AddrFromSlice(r.Dst.IP); ok && r.Type == unix.RTN_LOCAL {
+				there[a] = true
+			}
+		}
+		local = func(a netip.Addr) bool { return there[a] }
+	}
+	for _, a := range addrs {
+		if !local(a) {
+			left = append(left, a)
+		}
+	}
+	return left, nil
 }
 
 // newAddress returns the request to add an address. Nobody else is to be asked whether

@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"fairlead/iptables/ruleset"
 	"fairlead/iptables/ruleset/kerneltest"
 	"fairlead/ipvs/device"
@@ -146,13 +149,7 @@ func othersContract(t *testing.T, h *kerneltest.Host, d *device.Device, kind str
 	if link := shown(t, h, "-o", "link", "show", "dev", device.Name); strings.Contains(link, ",UP") || strings.Contains(link, "<UP") {
 		t.Errorf("the device is up: %s", link)
 	}
-	err := error(nil)
-	for deadline := time.Now().Add(10 * time.Second); ; { // for a route of IPv6
-		if err = h.Enter(func() error { return connect(one) }); err == nil || time.Now().After(deadline) {
-			break
-		}
-	}
-	if err != nil {
+	if err := h.Enter(func() error { return connect(one) }); err != nil {
 		t.Errorf("from the address to itself: %v", err)
 	}
 	if got := shown(t, h, "route", "get", one.String()); !strings.Contains(got, "local "+one.String()) {
@@ -173,6 +170,17 @@ func othersContract(t *testing.T, h *kerneltest.Host, d *device.Device, kind str
 		}
 	}
 	ip("link", "del", "other")
+}
+
+// areLocal returns an error if packets to an address do not come to the node.
+func areLocal(addrs []netip.Addr) error {
+	for _, a := range addrs {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL {
+			return fmt.Errorf("%s is not local: %v, %w", a, routes, err)
+		}
+	}
+	return nil
 }
 
 // connect makes a connection from an address to itself.
@@ -251,5 +259,31 @@ func BenchmarkKernel(b *testing.B) {
 				})
 			}
 		}
+	}
+}
+
+// TestKernelLocalAtOnce: addresses lead to the node itself once Add has returned, as what
+// comes next sends packets to them.
+func TestKernelLocalAtOnce(t *testing.T) {
+	for _, ipv6 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("IPv6=%t", ipv6), func(t *testing.T) {
+			h, d := open(t, "bridge", ipv6)
+			if err := d.Ensure(); err != nil {
+				t.Fatal(err)
+			}
+			_, a, _ := addrs(ipv6)
+			for _, n := range []int{1, 1, 1, 500} {
+				var some []netip.Addr
+				for ; len(some) < n; some = append(some, a) {
+					a = a.Next()
+				}
+				if err := d.Add(some...); err != nil {
+					t.Fatal(err)
+				}
+				if err := h.Enter(func() error { return areLocal(some) }); err != nil {
+					t.Errorf("of %d addresses: %v", n, err)
+				}
+			}
+		})
 	}
 }
