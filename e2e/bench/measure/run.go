@@ -213,7 +213,7 @@ func (b *bench) connects(ctx context.Context) (err error) {
 		return err
 	}
 	dist := func(i int) report.Dist { return *report.NewDist(got[i], time.Microsecond) }
-	b.run.Connect = &report.Connect{FirstUS: dist(0), MiddleUS: dist(1), LastUS: dist(2), NoServiceUS: dist(3), ByHandUS: dist(4), NoRulesUS: dist(5)}
+	b.run.Connect = &report.Connect{FirstUS: dist(0), MiddleUS: dist(1), LastUS: dist(2), NoServiceUS: dist(3), ByHandUS: report.NewDist(got[4], time.Microsecond), NoRulesUS: dist(5)}
 	return nil
 }
 

@@ -110,12 +110,12 @@ type FirstSync struct {
 // the rules in place, NoRules the same on a node without any. ByHand is a node with two
 // rules, which lead to an endpoint and masquerade.
 type Connect struct {
-	FirstUS     Dist `json:"firstUS"`
-	MiddleUS    Dist `json:"middleUS"`
-	LastUS      Dist `json:"lastUS"`
-	NoServiceUS Dist `json:"noServiceUS"`
-	ByHandUS    Dist `json:"byHandUS"`
-	NoRulesUS   Dist `json:"noRulesUS"`
+	FirstUS     Dist  `json:"firstUS"`
+	MiddleUS    Dist  `json:"middleUS"`
+	LastUS      Dist  `json:"lastUS"`
+	NoServiceUS Dist  `json:"noServiceUS"`
+	ByHandUS    *Dist `json:"byHandUS,omitempty"` // nil where that was not measured
+	NoRulesUS   Dist  `json:"noRulesUS"`
 }
 
 // Memory is that of the process alone: resident after the first sync, and the

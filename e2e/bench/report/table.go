@@ -170,7 +170,7 @@ func connectRows() []row {
 		{"", "connect to middle VIP", func(c *Connect) *Dist { return &c.MiddleUS }},
 		{keyLast, "connect to last VIP", func(c *Connect) *Dist { return &c.LastUS }},
 		{"", "connect to no Service", func(c *Connect) *Dist { return &c.NoServiceUS }},
-		{"", "connect by two rules", func(c *Connect) *Dist { return &c.ByHandUS }},
+		{"", "connect by two rules", func(c *Connect) *Dist { return c.ByHandUS }},
 		{"", "connect without rules", func(c *Connect) *Dist { return &c.NoRulesUS }},
 	} {
 		for _, percentile := range []int{50, 99} {
