@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"fairlead/e2e/lab"
+	"fairlead/iptables/ruleset"
 )
 
 // kubeProxyBinary is the kube-proxy that "make -C e2e/tools kube-proxy" builds.
@@ -207,26 +208,15 @@ func (h *handover) write(slices []*discoveryv1.EndpointSlice) {
 func written(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) []string {
 	t.Helper()
 	var out []string
-	for _, f := range families() {
-		text, err := n.Save(ctx, v, f)
-		if err != nil {
-			t.Fatal(err)
+	eachChain(ctx, t, n, v, func(table string, c ruleset.DumpChain) {
+		if c.Policy == "-" {
+			out = append(out, table+" chain "+c.Name)
+			return
 		}
-		table, ours := "", map[string]bool{}
-		for line := range strings.Lines(text) {
-			line = strings.TrimSpace(line)
-			words := strings.Fields(line)
-			switch {
-			case strings.HasPrefix(line, "*"):
-				table, ours = line[1:], map[string]bool{}
-			case strings.HasPrefix(line, ":") && words[1] == "-":
-				ours[words[0][1:]] = true
-				out = append(out, fmt.Sprintf("%s %s chain %s", f, table, words[0][1:]))
-			case strings.HasPrefix(line, "-A ") && !ours[words[1]]:
-				out = append(out, fmt.Sprintf("%s %s rule %s", f, table, line))
-			}
+		for _, r := range c.Rules {
+			out = append(out, table+" rule -A "+c.Name+" "+string(r))
 		}
-	}
+	})
 	for _, set := range setsOn(ctx, t, n) {
 		out = append(out, "set "+set)
 	}

@@ -131,6 +131,21 @@ func TestKernelOthersRulesStay(t *testing.T) {
 func everything(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) []string {
 	t.Helper()
 	var out []string
+	eachChain(ctx, t, n, v, func(table string, c ruleset.DumpChain) {
+		if c.Policy == "-" {
+			out = append(out, table+" :"+c.Name)
+		}
+		for _, r := range c.Rules {
+			out = append(out, table+" -A "+c.Name+" "+string(r))
+		}
+	})
+	slices.SortStableFunc(out, func(a, b string) int { return strings.Compare(key(a), key(b)) })
+	return out
+}
+
+// eachChain visits the chains of the node's rules, with the family and name of their table.
+func eachChain(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant, visit func(table string, c ruleset.DumpChain)) {
+	t.Helper()
 	for _, f := range families() {
 		text, err := n.Save(ctx, v, f)
 		if err != nil {
@@ -142,17 +157,10 @@ func everything(ctx context.Context, t *testing.T, n *lab.Node, v lab.Variant) [
 		}
 		for _, table := range d {
 			for _, c := range table.Chains {
-				if c.Policy == "-" {
-					out = append(out, f.String()+" "+string(table.Name)+" :"+c.Name)
-				}
-				for _, r := range c.Rules {
-					out = append(out, f.String()+" "+string(table.Name)+" -A "+c.Name+" "+string(r))
-				}
+				visit(f.String()+" "+string(table.Name), c)
 			}
 		}
 	}
-	slices.SortStableFunc(out, func(a, b string) int { return strings.Compare(key(a), key(b)) })
-	return out
 }
 
 // key groups lines by family, table and chain; their order within a chain

@@ -233,7 +233,8 @@ func (d *Device) awaitLocal(addrs []netip.Addr) error {
 }
 
 // notLocal returns the addresses that packets do not come to. To look at all routes takes
-// a time that grows with their number, to ask for one always the same.
+// a time that grows with their number, to ask for one always the same; but to ask for 5,000
+// one by one takes four times as long as to add them.
 func (d *Device) notLocal(addrs []netip.Addr) (left []netip.Addr, err error) {
 	const few = 100
 	local := func(a netip.Addr) bool {
