@@ -46,7 +46,9 @@ func TestKernelCounting(t *testing.T) {
 	}
 }
 
-func countIn(t *testing.T, f model.Family) {
+// countingLab is a lab whose client reaches Services.
+func countingLab(t *testing.T) *lab.Lab {
+	t.Helper()
 	l, err := lab.New(t.Context(), lab.Config{Pods: 2, ClientRoutes: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")}})
 	if err != nil {
 		t.Fatal(err)
@@ -56,6 +58,48 @@ func countIn(t *testing.T, f model.Family) {
 			t.Error(err)
 		}
 	})
+	return l
+}
+
+// checkCounts checks what Services of UDP have carried, by the number of requests, and that
+// "web/http", which had five connections, has carried about what these take.
+func checkCounts(t *testing.T, when string, got map[string]traffic.Counts, want map[string]uint64, headers uint64) {
+	t.Helper()
+	for name, n := range want {
+		c := got[name]
+		answers := c.BytesOut // which have a name in them
+		c.BytesOut = 0
+		if w := (traffic.Counts{Connections: n, PacketsIn: n, PacketsOut: n, BytesIn: n * (headers + uint64(len("hello\n")))}); c != w {
+			t.Errorf("%s: %s has %+v, want %+v", when, name, c, w)
+		}
+		if answers < n*(headers+10) || answers > n*(headers+100) {
+			t.Errorf("%s: %d bytes in %d answers of %s", when, answers, n, name)
+		}
+	}
+	// SYN, ACK and FIN at least, SYN-ACK and the greeting.
+	if c := got["web/http"]; c.Connections != 5 || c.PacketsIn < 15 || c.PacketsOut < 10 || c.BytesIn < 15*40 || c.BytesOut < 10*40 || c.PacketsIn > 60 {
+		t.Errorf("%s: TCP has %+v", when, c)
+	}
+}
+
+// checkPlain checks that an agent that does not count leaves a table as if nobody ever had.
+func checkPlain(t *testing.T, cfg Config, d proxier.Desired) {
+	t.Helper()
+	plain, k := onKernel(t, cfg, nil)
+	mustSync(t, plain, d)
+	after := nft(t, "", "list", "table", cfg.table().String(), TableName)
+	if err := k.Apply([]table.Step{table.DeleteTable{}}); err != nil {
+		t.Fatal(err)
+	}
+	fresh, _ := onKernel(t, cfg, nil)
+	mustSync(t, fresh, d)
+	if diff := cmp.Diff(sorted(nft(t, "", "list", "table", cfg.table().String(), TableName)), sorted(after)); diff != "" {
+		t.Errorf("without the flag (-never with it +after):\n%s", diff)
+	}
+}
+
+func countIn(t *testing.T, f model.Family) {
+	l := countingLab(t)
 	const answers = 8080
 	node, pods := l.Nodes[0], l.Nodes[0].Pods
 	for ns, addr := range map[*lab.NS]netip.Addr{pods[0]: pods[0].Addr(f), node.NS: node.Addr(f)} {
@@ -131,22 +175,7 @@ func countIn(t *testing.T, f model.Family) {
 	want := map[string]uint64{"web/dns": 1 + 2 + 4 + 8 + 16, "self/dns": 32 + 64, "/": 128 + 256}
 	check := func(when string) {
 		t.Helper()
-		got := read()
-		for name, n := range want {
-			c := got[name]
-			answers := c.BytesOut // which have a name in them
-			c.BytesOut = 0
-			if w := (traffic.Counts{Connections: n, PacketsIn: n, PacketsOut: n, BytesIn: n * (headers + uint64(len("hello\n")))}); c != w {
-				t.Errorf("%s: %s has %+v, want %+v", when, name, c, w)
-			}
-			if answers < n*(headers+10) || answers > n*(headers+100) {
-				t.Errorf("%s: %d bytes in %d answers of %s", when, answers, n, name)
-			}
-		}
-		// SYN, ACK and FIN at least, SYN-ACK and the greeting.
-		if c := got["web/http"]; c.Connections != 5 || c.PacketsIn < 15 || c.PacketsOut < 10 || c.BytesIn < 15*40 || c.BytesOut < 10*40 || c.PacketsIn > 60 {
-			t.Errorf("%s: TCP has %+v", when, c)
-		}
+		checkCounts(t, when, read(), want, headers)
 	}
 	check("at first")
 
@@ -162,19 +191,7 @@ func countIn(t *testing.T, f model.Family) {
 	check("after a restart")
 
 	cfg.Counting, d.Settle = false, true
-	on(t, node.NS, func() {
-		plain, k := onKernel(t, cfg, nil)
-		mustSync(t, plain, d)
-		after := nft(t, "", "list", "table", cfg.table().String(), TableName)
-		if err := k.Apply([]table.Step{table.DeleteTable{}}); err != nil {
-			t.Fatal(err)
-		}
-		fresh, _ := onKernel(t, cfg, nil)
-		mustSync(t, fresh, d)
-		if diff := cmp.Diff(sorted(nft(t, "", "list", "table", cfg.table().String(), TableName)), sorted(after)); diff != "" {
-			t.Errorf("without the flag (-never with it +after):\n%s", diff)
-		}
-	})
+	on(t, node.NS, func() { checkPlain(t, cfg, d) })
 }
 
 // BenchmarkKernelCountedPacket measures a request and its answer, of one packet each, through
